@@ -1,0 +1,13 @@
+"""Edit a real picture from one sentence: BARET on Stable Diffusion 1.5.
+
+import minibaret
+editor = minibaret.load()
+result = editor.edit("dog.png", "a brown dog lying down on grass")
+result.image.save("edited.png")
+"""
+
+from .editor import Editor, Result, load
+from .errors import InputError
+from .settings import Settings
+
+__all__ = ["Editor", "InputError", "Result", "Settings", "load"]

@@ -1,0 +1,116 @@
+"""BARET, top to bottom: from a picture's latents and a sentence to the edited latents (Algorithm 1 and Section 3 of the paper).
+
+    1. DDIM inversion                z*[0] … z*[T]                         inversion.invert
+    2. target-text inversion         E[i], the text that leads back        inversion.tune_text
+    3. progressive transition        e_tr[i] between E[i] and the target   transition.interpolate
+    4. balanced attention            three processes, one batch            balanced_attention
+
+Every stage is a generator: the caller sees each step and stops by not asking for the next.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import balanced_attention as bam
+from . import transition
+from .inversion import TunedStep, guide, invert, predict, tune_text
+from .models.unet import UNet
+from .schedule import Schedule
+from .settings import Settings
+
+INVERSION, TUNING, EDITING = STAGES = ("inversion", "target-text inversion", "edit")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step of a stage, for whoever watches."""
+
+    stage: str  # one of STAGES
+    index: int  # from 0
+    total: int
+    latents: Tensor  # (1, 4, h, w), where the stage's process stands now
+    loss: float | None = None  # of target-text inversion, after its last inner iteration
+    iterations: int | None = None  # inner iterations, at this step
+
+
+@dataclass
+class Record:
+    """What the run found on its way."""
+
+    trajectory: list[Tensor] = field(default_factory=list)  # z*[0] … z*[T]
+    tuned: list[TunedStep] = field(default_factory=list)  # one a step, noisiest first
+    latents: dict[str, Tensor] = field(default_factory=dict)  # final latents of each process that ran to the end
+
+    @property
+    def embeddings(self) -> list[Tensor]:
+        """E[0] … E[T-1], noisiest first."""
+        return [step.embedding for step in self.tuned]
+
+    @property
+    def losses(self) -> list[tuple[float, ...]]:
+        return [step.losses for step in self.tuned]
+
+    @property
+    def iterations(self) -> list[int]:
+        return [step.iterations for step in self.tuned]
+
+
+def run(
+    unet: UNet, latents: Tensor, target: Tensor, null: Tensor, settings: Settings, pictures: Collection[str] = ()
+) -> Iterator[Step]:
+    """Edits z*[0] towards the target text; the generator's return value is the Record.
+
+    latents: (1, 4, h, w) float32; target, null: (1, 77, width) embeddings of the sentence and of the empty text.
+    pictures: "transition", where its final latents are wanted beside the edit's.
+    """
+    schedule, record = Schedule(settings.steps), Record([latents])
+    inversion_text = target if settings.inversion_text == "target" else null
+    for index, noisier in enumerate(invert(unet, latents, inversion_text, schedule)):
+        record.trajectory.append(noisier)
+        yield Step(INVERSION, index, settings.steps, noisier)
+    for index, tuned in enumerate(tune_text(unet, record.trajectory, target, null, schedule, settings)):
+        record.tuned.append(tuned)
+        yield Step(TUNING, index, settings.steps, tuned.latents, tuned.losses[-1], tuned.iterations)
+    for index, latents in enumerate(edit(unet, record, target, null, settings, pictures)):
+        record.latents = latents
+        yield Step(EDITING, index, settings.steps, latents[bam.EDIT])
+    return record
+
+
+@torch.no_grad()
+def edit(
+    unet: UNet,
+    record: Record,
+    target: Tensor,
+    null: Tensor,
+    settings: Settings,
+    pictures: Collection[str] = (),
+    rows_at=bam.rows_at,
+) -> Iterator[dict[str, Tensor]]:
+    """Yields the latents of the processes after each step; those of a row that has left the batch stay as they were.
+
+    The reconstruction is replayed from `record`, never stepped. rows_at: which rows are in the batch, and when;
+    `balanced_attention.all_rows` is the naive plan that the default one must equal.
+    """
+    schedule = Schedule(settings.steps)
+    latents = dict.fromkeys(bam.PROCESSES, record.trajectory[-1])
+    for index, (label, weight) in enumerate(zip(schedule.labels, transition.weights(settings))):
+        tuned = record.tuned[index]
+        texts = {
+            bam.RECONSTRUCTION: tuned.embedding,
+            bam.TRANSITION: transition.interpolate(tuned.embedding, target, weight),
+            bam.EDIT: target,
+        }
+        rows = rows_at(index, settings, pictures)
+        batch = torch.cat([latents[row.process] for row in rows])
+        context = torch.cat([texts[row.process] if row.conditional else null for row in rows])
+        noise = dict(zip(rows, predict(unet, batch, label, context, bam.injection(rows, index, settings)).split(1)))
+        stepped = {row.process for row in rows} - {bam.RECONSTRUCTION}
+        for process in stepped:
+            guided = guide(noise[process, False], noise[process, True], settings.guidance)
+            latents[process] = schedule.step(latents[process], guided, label)
+        latents[bam.RECONSTRUCTION] = tuned.latents
+        yield dict(latents)

@@ -1,0 +1,167 @@
+"""The command line: `minibaret edit` and `minibaret evaluate`. Bad input is one sentence on stderr and exit code 2."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .errors import InputError
+
+PROG = "minibaret"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROG}: stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def edit(options: argparse.Namespace) -> None:
+    from .images import check_writable, write_image
+    from .progress import ProgressBars
+    from .sheet import edit_sheet
+
+    outputs = [path for path in (options.output, options.sheet) if path]
+    if len(set(outputs)) < len(outputs):
+        raise InputError(f"--output and --sheet must be two files, got {options.output} for both")
+    for path in outputs:
+        check_writable(path, options.force)
+    editor = _load(options)
+    settings = editor.settings(**_chosen(options))
+    size = (options.width or editor.config.image_size, options.height or editor.config.image_size)
+    pictures = ("transition",) if options.sheet else ()
+    with ProgressBars() as bars:
+        result = editor.edit(
+            options.image, options.text, settings, size=size, fit=options.fit, pictures=pictures, watch=bars
+        )
+    write_image(result.image, options.output)
+    if options.sheet:
+        write_image(edit_sheet(result, options.text), options.sheet)
+    summary = {**result.summary(), "output": str(options.output)}
+    _print_summary(summary)
+    if options.json:
+        print(json.dumps(summary))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from .evaluation import evaluate
+    from .progress import ProgressBars
+
+    if options.scenes < 1:
+        raise InputError(f"scenes must be at least 1, got {options.scenes}")
+    if options.sheet:
+        from .images import check_writable
+
+        check_writable(options.sheet, options.force)
+    editor = _load(options)
+    settings = editor.settings(**_chosen(options))
+    with ProgressBars() as bars:
+        scores, sheet = evaluate(editor, settings, options.kind, options.scenes, bars.count)
+    if options.sheet:
+        from .images import write_image
+
+        write_image(sheet, options.sheet)
+    for name, value in scores.items():
+        print(f"{name:>22}  {value:.3f}")
+    if options.json:
+        print(json.dumps({"methods": {options.method: {name: round(value, 4) for name, value in scores.items()}}}))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description="Edit a real picture from one sentence (BARET).")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("edit", help="edit one picture", description="Edit one picture towards a text.")
+    command.add_argument("image", type=Path, help="picture to edit: PNG, JPEG, WebP, …")
+    command.add_argument("text", help="what the edited picture should show")
+    command.add_argument("-o", "--output", type=Path, default=Path("edited.png"), help="default %(default)s")
+    command.add_argument("--sheet", type=Path, help="also write input, reconstruction, transition and edit side by side")
+    command.add_argument("--force", action="store_true", help="overwrite files that exist")
+    command.add_argument("--json", action="store_true", help="print the summary as one JSON line last")
+    command.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop", help="default %(default)s")
+    command.add_argument("--width", type=int, help="pixels; the model's own size if not given")
+    command.add_argument("--height", type=int)
+    _add_model(command)
+    _add_settings(command)
+    command.set_defaults(run=edit)
+
+    command = commands.add_parser(
+        "evaluate",
+        help="score edits of drawn scenes whose right answer is known",
+        description="Edit held-out scenes of the miniature world and compare with the same scenes drawn as the text says.",
+    )
+    command.add_argument("--scenes", type=int, default=40, help="default %(default)s")
+    command.add_argument("--kind", choices=("posture",), default="posture", help="what is edited, default %(default)s")
+    command.add_argument("--method", choices=("baret",), default="baret", help="default %(default)s")
+    command.add_argument("--sheet", type=Path, help="write input, reconstruction, transition, edit and right answer")
+    command.add_argument("--force", action="store_true", help="overwrite files that exist")
+    command.add_argument("--json", action="store_true", help="print the scores as one JSON line last")
+    _add_model(command)
+    _add_settings(command)
+    command.set_defaults(run=evaluate)
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("model")
+    group.add_argument("--weights", type=Path, help="the miniature that ships with the package if not given")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("method", "defaults are the paper's, or the model's own where its config has any")
+    add = group.add_argument
+    add("--steps", type=int, help="DDIM steps; paper: 50")
+    add("--guidance", type=float, help="classifier-free guidance; paper: 7.5")
+    add("--transition", type=_pair, metavar="FIRST:LAST", help="weight η of the tuned text; paper: 0.8:0.1")
+    add("--rigid", action="store_const", const=True, help="edit of style, background or object: no transition")
+    add("--self-steps", type=float, help="part of the steps with self-attention injected; paper: 0.3")
+    add("--cross-steps", type=float, help="part of the steps with cross-attention injected; paper: 0.6")
+    add("--rows", choices=("cond", "both"), help="guidance rows that receive maps; default cond")
+    add("--inversion-text", choices=("target", "null"), help="text of the DDIM inversion; default target")
+    add("--inner-steps", type=int, help="tuning steps at each time step, at most; paper: 5")
+    add("--learning-rate", type=float, help="of the tuning; paper: 1e-3")
+    add("--tolerance", type=_pair, metavar="FIRST:RAISE", help="loss that is low enough, and its rise a step; 1e-5:2e-5")
+
+
+def _pair(text: str) -> tuple[float, float]:
+    first, colon, last = text.partition(":")
+    try:
+        if colon:
+            return float(first), float(last)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"two numbers joined by a colon were wanted, got {text!r}")
+
+
+def _chosen(options: argparse.Namespace) -> dict:
+    """The settings named on the command line; the others keep their defaults."""
+    from dataclasses import fields
+
+    from .settings import Settings
+
+    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _load(options: argparse.Namespace):
+    from .editor import load
+
+    return load(options.weights, options.device, options.dtype)
+
+
+def _print_summary(summary: dict) -> None:
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["seconds"].items())
+    print(f"{summary['output']}: {stages}")
+    print(
+        f"inner iterations {summary['inner_iterations']} of {summary['inner_iterations_allowed']}, "
+        f"reconstruction {summary['reconstruction_psnr']:.1f} dB against the input"
+    )

@@ -1,0 +1,196 @@
+"""`Editor`: a model and what stands around it, from a picture and a sentence to the edited picture."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import baret
+from . import balanced_attention as bam
+from .errors import InputError
+from .images import fit_image, psnr, read_image, to_image, to_pixels, to_rgb
+from .models.tokenizer import TextTooLong
+from .settings import Settings
+from .weights import MINIATURE_FOLDER, Model, load_model
+
+
+@dataclass(frozen=True)
+class Result:
+    """An edit and how it came about."""
+
+    image: Image.Image
+    input: Image.Image  # as the model saw it, at its size
+    reconstruction: Image.Image  # where target-text inversion leads: the input, if it went well
+    transition: Image.Image | None  # None where it was not asked for
+    record: baret.Record
+    settings: Settings
+    seconds: dict[str, float]  # wall time by stage
+
+    @property
+    def reconstruction_psnr(self) -> float:
+        """dB, of the reconstruction against the input."""
+        return psnr(self.reconstruction, self.input)
+
+    def summary(self) -> dict:
+        """The figures of the run, as plain numbers."""
+        steps, inner = self.settings.steps, self.settings.inner_steps
+        return {
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "inner_iterations": sum(self.record.iterations),
+            "inner_iterations_allowed": steps * inner,
+            "reconstruction_psnr": round(self.reconstruction_psnr, 2),
+        }
+
+
+class Editor:
+    def __init__(self, model: Model):
+        self.model = model
+        self.config = model.config
+        self.device = next(model.unet.parameters()).device
+
+    def settings(self, **changes) -> Settings:
+        """The paper's defaults, over them the model's own, over them the changes."""
+        return dataclasses.replace(Settings(**self.config.defaults), **changes)
+
+    def edit(
+        self,
+        image: Image.Image | str | Path,
+        text: str,
+        settings: Settings | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        fit: str = "crop",
+        pictures: Collection[str] = ("transition",),
+        watch: Callable[[baret.Step], None] | None = None,
+    ) -> Result:
+        """Edits a picture towards the text. See `steps` for the arguments.
+
+        watch: called after every step of every stage; what it raises stops the work and reaches the caller.
+        """
+        work = self.steps(image, text, settings, size=size, fit=fit, pictures=pictures)
+        while True:
+            try:
+                step = next(work)
+            except StopIteration as end:
+                return end.value
+            if watch:
+                watch(step)
+
+    def steps(
+        self,
+        image: Image.Image | str | Path,
+        text: str,
+        settings: Settings | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        fit: str = "crop",
+        pictures: Collection[str] = ("transition",),
+    ) -> Iterator[baret.Step]:
+        """The same work as a generator of steps, which returns the Result; closing it stops the work.
+
+        image: a picture or a file; settings: `self.settings()` if None; size: (width, height) in pixels, the model's if None;
+        fit: "crop", "pad" or "stretch"; pictures: ("transition",) to have that picture too, which costs two more rows.
+        Raises InputError for a picture that cannot be read, a text that is empty or too long, and sizes that do not fit.
+        """
+        settings = settings or self.settings()
+        target, null = self.embed(text), self.embed("", empty=True)
+        picture = fit_image(to_rgb(image) if isinstance(image, Image.Image) else read_image(image), self._size(size), fit)
+        clock = Clock()
+        with torch.no_grad():
+            latents = self.encode(picture)
+        clock.lap("encode")
+        work = baret.run(self.model.unet, latents, target, null, settings, pictures)
+        while True:
+            try:
+                step = next(work)
+            except StopIteration as end:
+                record: baret.Record = end.value
+                break
+            clock.lap(step.stage)
+            yield step
+            clock.start()
+        final = {"edit": record.latents[bam.EDIT], "reconstruction": record.tuned[-1].latents}
+        if bam.TRANSITION in pictures:
+            final["transition"] = final["reconstruction"] if settings.rigid else record.latents[bam.TRANSITION]
+        images = {name: self.decode(value) for name, value in final.items()}
+        clock.lap("decode")
+        return Result(
+            image=images["edit"],
+            input=picture,
+            reconstruction=images["reconstruction"],
+            transition=images.get("transition"),
+            record=record,
+            settings=settings,
+            seconds=clock.seconds,
+        )
+
+    @torch.no_grad()
+    def embed(self, text: str, empty: bool = False) -> Tensor:
+        """The text's embeddings (1, 77, width). Raises InputError where the text is too long or, unless `empty`, blank."""
+        if not text.strip() and not empty:
+            raise InputError("a text that says what the picture should show was wanted, got an empty one")
+        try:
+            ids = self.model.tokenizer(text)
+        except TextTooLong as error:
+            raise InputError(str(error)) from None
+        return self.model.text_encoder(torch.tensor([ids], device=self.device))
+
+    @torch.no_grad()
+    def encode(self, picture: Image.Image) -> Tensor:
+        """RGB picture → scaled latents (1, 4, H/8, W/8), float32."""
+        weight = self.model.vae.quant_conv.weight
+        return self.model.vae.encode(to_pixels(picture).to(weight.device, weight.dtype)).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Image.Image:
+        return to_image(self.model.vae.decode(latents.to(self.model.vae.quant_conv.weight.dtype)))
+
+    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        side, multiple = self.config.image_size, self.config.size_multiple
+        width, height = size or (side, side)
+        if width < multiple or height < multiple or width % multiple or height % multiple:
+            raise InputError(f"width and height must be multiples of {multiple} pixels, got {width}×{height}")
+        return width, height
+
+
+class Clock:
+    """Wall time by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.start()
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Counts the time since the last lap or start under `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+
+
+def load(weights: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Editor:
+    """An editor on the weights at a path, or on the miniature that ships with the package.
+
+    device: "auto" (CUDA where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32",
+    "float16" or "bfloat16". Raises InputError where the weights are not what they should be.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
+    if dtype == "auto":
+        dtype = "float16" if place.type == "cuda" else "float32"
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
+    return Editor(load_model(Path(weights or MINIATURE_FOLDER), place, getattr(torch, dtype)))

@@ -1,0 +1,52 @@
+"""What the miniature is trained on: scenes of the training seeds, their pictures and captions. No other seed is reachable here."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from .drawing import render
+from .scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, POSTURES, TRAINING_SEEDS, Scene
+
+OMISSIONS = ((), ("colour",), ("ground",), ("colour", "ground"))
+UNNAMED = -1  # an attribute that a caption leaves open
+
+
+def training_scene(index: int) -> Scene:
+    """Scene number `index` of the training set. Raises IndexError beyond the training seeds."""
+    return Scene.random(TRAINING_SEEDS[index])
+
+
+def training_pictures(folder: Path, count: int, size: int = 128) -> np.ndarray:
+    """The first `count` training scenes as uint8 (count, size, size, 3), drawn once and kept in `folder`."""
+    path = folder / f"pictures-{count}-{size}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        pictures = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+        for index in range(count):
+            pictures[index] = np.asarray(render(training_scene(index), size))
+        pictures.flush()
+        unfinished.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def attributes(scene: Scene, omit: tuple[str, ...] = ()) -> tuple[int, ...]:
+    """The named attributes as numbers: animal, posture, colour, ground, addition; UNNAMED where omitted."""
+    return (
+        ANIMALS.index(scene.animal),
+        POSTURES[scene.animal].index(scene.posture),
+        UNNAMED if "colour" in omit else COLOURS.index(scene.colour),
+        UNNAMED if "ground" in omit else GROUNDS.index(scene.ground),
+        ADDITIONS.index(scene.addition),
+    )
+
+
+def all_captions() -> dict[tuple[int, ...], str]:
+    """Every caption the world has, by its attributes; whole ones and those that omit the colour, the ground or both."""
+    captions = {}
+    for animal, place, colour, ground, addition in product(ANIMALS, range(4), COLOURS, GROUNDS, ADDITIONS):
+        scene = Scene(0, animal, POSTURES[animal][place], colour, ground, addition)
+        for omit in OMISSIONS:
+            captions[attributes(scene, omit)] = scene.caption(omit)
+    return captions

@@ -1,0 +1,175 @@
+"""The training loop that every stage shares: resumable, bounded by hours, one single-threaded worker process a core.
+
+Workers hold a copy of the modules each and average their gradients after every backward. One thread a worker, because two
+OpenMP threads that share a small step wait for each other longer than they work.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+CHECKPOINT_EVERY = 180.0  # seconds
+GRID_EVERY = 900.0
+LOG_EVERY = 20  # steps
+# glibc hands large blocks back to the system at every free; keeping them makes a step about a quarter faster.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
+
+
+class Stage:
+    """One thing to train: `modules`, a `loss` a batch, sample pictures and what is shipped in the end."""
+
+    name: str
+    learning_rate = 1e-3
+    batch = 32  # pictures a step, over all workers
+    ema = 0.999
+    modules: nn.ModuleDict
+
+    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss to minimise over `batch` pictures drawn with the generator, and figures for the log."""
+        raise NotImplementedError
+
+    def samples(self, path: Path) -> None:
+        """Draws what the averaged modules do by now."""
+        raise NotImplementedError
+
+    def export(self, weights: Path) -> None:
+        """Writes the averaged modules to the weights folder."""
+        raise NotImplementedError
+
+
+@dataclass
+class Progress:
+    step: int = 0
+    pictures: int = 0
+    seconds: float = 0.0
+
+
+def train(make_stage, hours: float, runs: Path, weights: Path, workers: int, resume: bool) -> None:
+    """Trains until `hours` of training time have passed, over all runs together, then exports to `weights`.
+
+    make_stage: a picklable function of no arguments that builds the stage in each worker. Without `resume`, a run that
+    exists is refused with FileExistsError.
+    """
+    os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")
+    runs.mkdir(parents=True, exist_ok=True)
+    meeting = runs / f".meeting-{os.getpid()}-{time.time_ns()}"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit takes the daemonic workers along, a signal does not
+    try:
+        mp.spawn(_work, (make_stage, hours, runs, weights, workers, resume, meeting), nprocs=workers, daemon=True)
+    finally:
+        meeting.unlink(missing_ok=True)
+
+
+def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int, resume: bool, meeting: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers)
+    torch.manual_seed(0)
+    stage: Stage = make_stage()
+    checkpoint = runs / f"{stage.name}.pt"
+    if checkpoint.exists() and not resume:
+        raise FileExistsError(f"{checkpoint} exists: pass --resume to continue it, or move it away to start anew")
+    parameters = [p for p in stage.modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    average = {name: value.detach().clone() for name, value in stage.modules.state_dict().items()}
+    progress = Progress()
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        stage.modules.load_state_dict(saved["modules"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average, progress = saved["average"], Progress(**saved["progress"])
+    generator = torch.Generator().manual_seed(1_000_003 * progress.step + rank)
+    saved_at = drawn_at = time.monotonic()
+    figures: dict[str, float] = {}
+    while progress.seconds < hours * 3600:
+        begin = time.monotonic()
+        rate = learning_rate(stage.learning_rate, progress.step, progress.seconds / (hours * 3600))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, measured = stage.loss(stage.batch // workers, generator)
+        loss.backward()
+        seconds = _average_gradients(parameters, time.monotonic() - begin, workers)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _follow(average, stage.modules, min(stage.ema, (1 + progress.step) / (10 + progress.step)))
+        progress = Progress(progress.step + 1, progress.pictures + stage.batch, progress.seconds + seconds)
+        if rank:
+            continue
+        for name, value in {"loss": loss.item(), **measured}.items():
+            figures[name] = 0.95 * figures.get(name, value) + 0.05 * value
+        if progress.step % LOG_EVERY == 0:
+            line = {**vars(progress), "rate": rate, **figures}
+            with open(runs / f"{stage.name}.jsonl", "a") as log:
+                log.write(json.dumps({key: float(f"{value:.5g}") for key, value in line.items()}) + "\n")
+        if time.monotonic() - saved_at > CHECKPOINT_EVERY:
+            _save(checkpoint, stage, optimizer, average, progress)
+            saved_at = time.monotonic()
+        if time.monotonic() - drawn_at > GRID_EVERY:
+            _with_average(stage, average, lambda: stage.samples(runs / f"{stage.name}-{progress.step:06d}.png"))
+            drawn_at = time.monotonic()
+    if rank == 0:
+        _save(checkpoint, stage, optimizer, average, progress)
+        _with_average(stage, average, lambda: stage.samples(runs / f"{stage.name}-{progress.step:06d}.png"))
+        _with_average(stage, average, lambda: stage.export(weights))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def learning_rate(peak: float, step: int, fraction: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine from the peak to a hundredth of it as the fraction of the hours goes from 0 to 1."""
+    cosine = 0.5 * (1 + torch.cos(torch.tensor(min(fraction, 1.0) * torch.pi)).item())
+    return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)
+
+
+def _average_gradients(parameters: list[Tensor], seconds: float, workers: int) -> float:
+    """Replaces gradients by their mean over the workers; returns the mean of their seconds, so that all agree on the time."""
+    if workers == 1:
+        return seconds
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([seconds])])
+    dist.all_reduce(flat)
+    flat /= workers
+    offset = 0
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = flat[offset : offset + gradient.numel()].view_as(gradient)
+        offset += gradient.numel()
+    return flat[-1].item()
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], modules: nn.Module, decay: float) -> None:
+    for name, value in modules.state_dict().items():
+        average[name].lerp_(value, 1 - decay)
+
+
+def _with_average(stage: Stage, average: dict[str, Tensor], action) -> None:
+    """Runs the action with the averaged weights in place, then puts the trained ones back."""
+    trained = {name: value.clone() for name, value in stage.modules.state_dict().items()}
+    stage.modules.load_state_dict(average)
+    with torch.no_grad():
+        action()
+    stage.modules.load_state_dict(trained)
+
+
+def _save(path: Path, stage: Stage, optimizer, average: dict[str, Tensor], progress: Progress) -> None:
+    unfinished = path.with_suffix(".part")
+    torch.save(
+        {
+            "modules": stage.modules.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average,
+            "progress": vars(progress),
+        },
+        unfinished,
+    )
+    unfinished.replace(path)

@@ -1,0 +1,92 @@
+"""Stage 3, the UNet: predicts the noise in the VAE's latents, given the caption's embeddings; a tenth of the captions empty."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..models.configs import MINIATURE
+from ..models.tokenizer import ClipTokenizer
+from ..models.unet import UNet
+from ..schedule import TRAINING_STEPS, Schedule, cumulative_alphas
+from ..weights.folder import read_text_encoder, read_vae, save_part
+from .data import OMISSIONS, all_captions, attributes, training_pictures, training_scene
+from .loop import Stage
+from .data import to_pixels
+from .train_vae import grid
+
+EMPTY_CAPTIONS = 0.1
+SNR_LIMIT = 5.0  # min-SNR weighting (Hang et al. 2023)
+OMISSION_ODDS = (0.76, 0.08, 0.08, 0.08)  # whole captions, and those that leave out colour, ground or both
+
+
+class UNetStage(Stage):
+    name = "unet"
+    learning_rate = 8e-4
+    batch = 32
+    ema = 0.999
+
+    def __init__(self, runs: Path, weights: Path, count: int):
+        self.weights = weights
+        self.scale, self.latents = training_latents(runs, weights, count)
+        self.texts, self.row = caption_embeddings(weights)
+        self.scenes = [training_scene(index) for index in range(count)]
+        self.alphas = cumulative_alphas()
+        self.unet = UNet(MINIATURE.unet).to(memory_format=torch.channels_last)
+        self.modules = nn.ModuleDict({"unet": self.unet})
+
+    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        indices = torch.randint(len(self.latents), (batch,), generator=generator)
+        latents = self.latents[indices].float()
+        omitted = torch.multinomial(torch.tensor(OMISSION_ODDS), batch, replacement=True, generator=generator)
+        rows = [self.row[attributes(self.scenes[i], OMISSIONS[o])] for i, o in zip(indices.tolist(), omitted.tolist())]
+        empty = torch.rand(batch, generator=generator) < EMPTY_CAPTIONS
+        texts = self.texts[torch.where(empty, 0, torch.tensor(rows))].float()
+        labels = torch.randint(TRAINING_STEPS, (batch,), generator=generator)
+        alphas = self.alphas[labels][:, None, None, None]
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy = (alphas.sqrt() * latents + (1 - alphas).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        error = (self.unet(noisy, labels, texts).float() - noise).square().mean((1, 2, 3))
+        snr = (alphas / (1 - alphas)).flatten()
+        loss = (error * snr.clamp(max=SNR_LIMIT) / snr).mean()
+        return loss, {"error": error.mean().item(), "early": error[labels >= 500].mean().item() if (labels >= 500).any() else 0.05}
+
+    def samples(self, path: Path) -> None:
+        """Training captions 0 … 23 from fixed noise, 25 steps, guidance 3."""
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.tensor([self.row[attributes(scene)] for scene in self.scenes[:24]])
+        latents = torch.randn(24, *self.latents.shape[1:], generator=generator)
+        texts = torch.cat([self.texts[[0] * 24], self.texts[rows]]).float()
+        schedule = Schedule(25)
+        for label in schedule.labels:
+            empty, named = self.unet(torch.cat([latents] * 2), torch.tensor(label), texts).chunk(2)
+            latents = schedule.step(latents, empty + 3.0 * (named - empty), label)
+        grid(read_vae(self.weights).decode(latents), 8).save(path)
+
+    def export(self, weights: Path) -> None:
+        save_part(self.unet, weights / "unet.safetensors")
+
+
+@torch.no_grad()
+def training_latents(runs: Path, weights: Path, count: int) -> tuple[float, Tensor]:
+    """The scale factor, and the first `count` training pictures as scaled latents, float16 (count, 4, 16, 16)."""
+    path = runs / f"latents-{count}.pt"
+    if not path.exists():
+        pictures, vae = training_pictures(runs, count), read_vae(weights)
+        means = [vae.moments(to_pixels(pictures[i : i + 50]))[0] for i in range(0, count, 50)]
+        unscaled = torch.cat(means)
+        scale = 1 / unscaled.std().item()
+        torch.save({"scale": scale, "latents": (unscaled * scale).half()}, path)
+    saved = torch.load(path, weights_only=True)
+    return saved["scale"], saved["latents"]
+
+
+@torch.no_grad()
+def caption_embeddings(weights: Path) -> tuple[Tensor, dict[tuple[int, ...], int]]:
+    """Embeddings (captions + 1, 77, width) of every caption, the empty one in row 0, and each caption's row by attributes."""
+    tokenizer, encoder = ClipTokenizer.from_merges(weights / "merges.txt"), read_text_encoder(weights)
+    captions = all_captions()
+    ids = torch.tensor([tokenizer(text) for text in ("", *captions.values())])
+    embeddings = torch.cat([encoder(part) for part in ids.split(64)])
+    return embeddings.half(), {key: 1 + row for row, key in enumerate(captions)}

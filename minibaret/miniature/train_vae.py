@@ -1,0 +1,63 @@
+"""Stage 2, the VAE: pictures through 4 × 16 × 16 numbers and back; L1 on the pixels and on their gradients, a light KL."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..models.configs import MINIATURE
+from ..models.vae import VAE, sample_latents
+from ..weights.folder import save_part
+from .data import training_pictures
+from .loop import Stage
+from .data import to_pixels
+
+CROP = 64  # pixels
+KL_WEIGHT = 1e-5  # per latent number, against the mean loss of a pixel
+
+
+class VaeStage(Stage):
+    name = "vae"
+    learning_rate = 2e-3
+    batch = 6
+
+    def __init__(self, runs: Path, weights: Path, count: int):
+        self.pictures = training_pictures(runs, count)
+        self.vae = VAE(MINIATURE.vae).to(memory_format=torch.channels_last)
+        self.modules = nn.ModuleDict({"vae": self.vae})
+
+    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        size = self.pictures.shape[1]
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        crops = []
+        for index, x, y in zip(rng.integers(len(self.pictures), size=batch), *rng.integers(size - CROP + 1, size=(2, batch))):
+            crops.append(self.pictures[index, y : y + CROP, x : x + CROP])
+        pixels = to_pixels(np.stack(crops)).contiguous(memory_format=torch.channels_last)
+        mean, logvar = (moment.float() for moment in self.vae.moments(pixels))
+        made = self.vae.decode(sample_latents(mean, logvar, generator)).float()
+        error = made - pixels
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
+        psnr = -10 * (error.square().mean() / 4).log10().item()
+        loss = error.abs().mean() + edges + 2 * error.square().mean() + KL_WEIGHT * kl / mean[0].numel() * 64
+        return loss, {"psnr": psnr, "kl": kl.item() / mean[0].numel(), "deviation": mean.std().item()}
+
+    def samples(self, path: Path) -> None:
+        pixels = to_pixels(self.pictures[:12])
+        made = self.vae.decode(self.vae.encode(pixels))
+        grid(torch.cat([pixels, made]), 6).save(path)
+
+    def export(self, weights: Path) -> None:
+        save_part(self.vae, weights / "vae.safetensors")
+
+
+def grid(pixels: Tensor, columns: int) -> Image.Image:
+    """Pictures (B, 3, H, W) in [-1, 1] as one picture, `columns` wide."""
+    batch, _, height, width = pixels.shape
+    array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    sheet = Image.new("RGB", (columns * width, -(-batch // columns) * height))
+    for index, picture in enumerate(array):
+        sheet.paste(Image.fromarray(picture), (index % columns * width, index // columns * height))
+    return sheet

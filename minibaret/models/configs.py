@@ -1,0 +1,77 @@
+"""The sizes of the networks as frozen dataclasses: `SD15`, Stable Diffusion 1.5, and `MINIATURE`, the same architecture, small."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one a level, finest first
+    attention: tuple[bool, ...] = (True, True, True, False)  # which levels have spatial transformers; the middle always has
+    layers_per_block: int = 2  # ResBlocks a level on the way down; one more on the way up
+    heads: int = 8
+    context_width: int = 768
+    groups: int = 32
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    vocabulary: int = 49408
+    positions: int = 77
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # finest first; the picture is halved between levels: f = 8
+    layers_per_block: int = 2  # ResBlocks a level in the encoder; one more in the decoder
+    groups: int = 32
+    scaling_factor: float = 0.18215  # 1 / standard deviation of the latents
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """The image half of the miniature's CLIP pair; Stable Diffusion 1.5 ships none."""
+
+    channels: tuple[int, ...] = (24, 48, 96, 160)
+    groups: int = 8
+    width: int = 128  # of the space that text and pictures share
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str
+    image_size: int  # pixels, the side pictures are brought to by default
+    unet: UNetConfig = UNetConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    vae: VAEConfig = VAEConfig()
+    image_encoder: ImageEncoderConfig | None = None
+    defaults: dict[str, float | str] = field(default_factory=dict)  # settings this model wants instead of the paper's
+
+    @property
+    def size_multiple(self) -> int:
+        """Picture sides are a multiple of this many pixels, so that every level of the UNet halves evenly."""
+        return 2 ** (len(self.vae.channels) - 1) * 2 ** (len(self.unet.channels) - 1)
+
+
+SD15 = ModelConfig(name="stable-diffusion-1.5", image_size=512)
+
+MINIATURE = ModelConfig(
+    name="miniature",
+    image_size=128,
+    unet=UNetConfig(
+        channels=(64, 128, 192),
+        attention=(True, True, True),
+        layers_per_block=1,
+        heads=2,
+        context_width=128,
+        groups=16,
+    ),
+    text_encoder=TextEncoderConfig(vocabulary=597, width=128, layers=4, heads=4, mlp_width=512),
+    vae=VAEConfig(channels=(16, 32, 64, 96), layers_per_block=1, groups=8, scaling_factor=1.0),
+    image_encoder=ImageEncoderConfig(),
+)

@@ -1,0 +1,92 @@
+"""CLIP's tokenizer on the `tokenizers` library: lower-cased byte-level BPE, a start token, 77 ids, padded with the end token.
+
+The vocabulary follows from merges.txt alone, in CLIP's order: 256 bytes, 256 bytes that end a word, one entry a merge, the
+start token, the end token.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+LENGTH = 77
+SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class TextTooLong(ValueError):
+    """The text has more tokens than the text encoder has positions."""
+
+
+class ClipTokenizer:
+    def __init__(self, merges: list[tuple[str, str]]):
+        words = [*_byte_symbols(), *(symbol + WORD_END for symbol in _byte_symbols()), *("".join(m) for m in merges)]
+        vocabulary = {word: index for index, word in enumerate([*words, START, END])}
+        self.start, self.end = vocabulary[START], vocabulary[END]
+        self.size = len(vocabulary)
+        self._tokenizer = Tokenizer(
+            models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
+        )
+        _split_like_clip(self._tokenizer)
+
+    @classmethod
+    def from_merges(cls, path: Path) -> "ClipTokenizer":
+        """Reads merges.txt: a version line, then one pair of symbols a line."""
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+        return cls([tuple(line.split(" ")) for line in lines if line])
+
+    def tokens(self, text: str) -> list[str]:
+        """The text's pieces, without start, end and padding; for looking at."""
+        return self._tokenizer.encode(text).tokens
+
+    def __call__(self, text: str) -> list[int]:
+        """77 ids. Raises TextTooLong, naming what does not fit, where the text has more than 75 tokens."""
+        encoding = self._tokenizer.encode(text)
+        room = LENGTH - 2
+        if len(encoding.ids) > room:
+            rest = text[encoding.offsets[room][0] :]
+            raise TextTooLong(
+                f"the text has {len(encoding.ids)} tokens and at most {room} fit; what does not fit begins at {rest[:60]!r}"
+            )
+        return self.pad(encoding.ids)
+
+    def pad(self, ids: list[int]) -> list[int]:
+        ids = [self.start, *ids[: LENGTH - 2], self.end]
+        return ids + [self.end] * (LENGTH - len(ids))
+
+
+def learn_merges(texts: Iterable[str], size: int) -> list[tuple[str, str]]:
+    """BPE merges for the texts, at most `size` of them, the most frequent first."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
+    _split_like_clip(tokenizer)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2 * len(alphabet) + size, initial_alphabet=alphabet, end_of_word_suffix=WORD_END, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]][:size]
+
+
+def save_merges(merges: list[tuple[str, str]], path: Path) -> None:
+    path.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+
+
+def _split_like_clip(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+
+
+def _byte_symbols() -> list[str]:
+    """CLIP's printable stand-in for each byte: those that print as themselves first, the rest from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

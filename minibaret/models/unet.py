@@ -1,0 +1,197 @@
+"""The UNet of Stable Diffusion 1.5: predicts the noise in latents, given a time step and a text embedding.
+
+Modules carry diffusers' names. Every spatial transformer has a self-attention site (attn1) and a cross-attention site
+(attn2); `Injection` says, for each kind of site, which row of the batch every row takes its attention map from.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import attention
+from .configs import UNetConfig
+from .layers import Downsample, ResnetBlock, Upsample
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Row b's attention maps come from row source[b]; None is plain attention. The values are always the row's own."""
+
+    self_source: tuple[int, ...] | None = None
+    cross_source: tuple[int, ...] | None = None
+
+
+NO_INJECTION = Injection()
+
+
+class UNet(nn.Module):
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        widths, time_width = config.channels, 4 * config.channels[0]
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(widths[0], time_width)
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        skips = [widths[0]]
+        width = widths[0]
+        for level, out in enumerate(widths):
+            block = Block(config, time_width, config.attention[level])
+            for _ in range(config.layers_per_block):
+                block.append(width, out)
+                width = out
+                skips.append(width)
+            if level < len(widths) - 1:
+                block.downsamplers = nn.ModuleList([Downsample(width)])
+                skips.append(width)
+            self.down_blocks.append(block)
+        self.mid_block = Block(config, time_width, True)
+        self.mid_block.append(width, width)
+        self.mid_block.resnets.append(ResnetBlock(width, width, config.groups, 1e-5, time_width))
+        for level, out in reversed(list(enumerate(widths))):
+            block = Block(config, time_width, config.attention[level])
+            for _ in range(config.layers_per_block + 1):
+                block.append(width + skips.pop(), out)
+                width = out
+            if level > 0:
+                block.upsamplers = nn.ModuleList([Upsample(width)])
+            self.up_blocks.append(block)
+        self.conv_norm_out = nn.GroupNorm(config.groups, width, 1e-5)
+        self.conv_out = nn.Conv2d(width, config.latent_channels, 3, padding=1)
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, context: Tensor, injection: Injection = NO_INJECTION
+    ) -> Tensor:
+        """latents (B, 4, H/8, W/8), timesteps (B,) or (), context (B, 77, width) → predicted noise, shaped as the latents."""
+        time = self.time_embedding(timesteps.expand(latents.shape[0]))  # [B, 4C]
+        x = self.conv_in(latents)
+        skips = [x]
+        for block in self.down_blocks:
+            for layer in range(len(block.resnets)):
+                x = block.layer(layer, x, time, context, injection)
+                skips.append(x)
+            if hasattr(block, "downsamplers"):
+                x = block.downsamplers[0](x)
+                skips.append(x)
+        x = self.mid_block.layer(0, x, time, context, injection)
+        x = self.mid_block.resnets[1](x, time)
+        for block in self.up_blocks:
+            for layer in range(len(block.resnets)):
+                x = block.layer(layer, torch.cat([x, skips.pop()], dim=1), time, context, injection)
+            if hasattr(block, "upsamplers"):
+                x = block.upsamplers[0](x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Block(nn.Module):
+    """One level on the way down or up, or the middle: ResBlocks, each followed by a spatial transformer where there are any."""
+
+    def __init__(self, config: UNetConfig, time_width: int, transformers: bool):
+        super().__init__()
+        self.config, self.time_width = config, time_width
+        self.resnets = nn.ModuleList()
+        if transformers:
+            self.attentions = nn.ModuleList()
+
+    def append(self, width_in: int, width_out: int) -> None:
+        self.resnets.append(ResnetBlock(width_in, width_out, self.config.groups, 1e-5, self.time_width))
+        if hasattr(self, "attentions"):
+            self.attentions.append(SpatialTransformer(width_out, self.config))
+
+    def layer(self, index: int, x: Tensor, time: Tensor, context: Tensor, injection: Injection) -> Tensor:
+        x = self.resnets[index](x, time)
+        return self.attentions[index](x, context, injection) if hasattr(self, "attentions") else x
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the time step, cosines first, in float32 whatever the weights, then two linear layers."""
+
+    def __init__(self, width: int, width_out: int):
+        super().__init__()
+        self.width = width
+        self.linear_1 = nn.Linear(width, width_out)
+        self.linear_2 = nn.Linear(width_out, width_out)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        half = self.width // 2
+        exponents = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
+        angles = timesteps.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(sinusoids)))
+
+
+class SpatialTransformer(nn.Module):
+    """GroupNorm, 1×1 convolution, a transformer block over the pixels, 1×1 convolution, added to the input."""
+
+    def __init__(self, width: int, config: UNetConfig):
+        super().__init__()
+        self.norm = nn.GroupNorm(config.groups, width, eps=1e-6)
+        self.proj_in = nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(width, config)])
+        self.proj_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, context: Tensor, injection: Injection) -> Tensor:
+        batch, width, height, _ = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, -1, width)  # [B, HW, C], no copy when channels_last
+        tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
+        tokens = self.transformer_blocks[0](tokens, context, injection)
+        tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        return x + tokens.view(batch, height, -1, width).permute(0, 3, 1, 2)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, width: int, config: UNetConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, width, config.heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, config.context_width, config.heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, context: Tensor, injection: Injection) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h, injection.self_source)
+        x = x + self.attn2(self.norm2(x), context, injection.cross_source)
+        return x + self.ff(self.norm3(x))
+
+
+class Attention(nn.Module):
+    """Multi-head attention from x to context; with a source, only the rows that are some row's source project Q and K."""
+
+    def __init__(self, width: int, context_width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_width, width, bias=False)
+        self.to_v = nn.Linear(context_width, width, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor, context: Tensor, source: Sequence[int] | None = None) -> Tensor:
+        v = self._split(self.to_v(context))
+        if source is not None:
+            rows = sorted(set(source))
+            source = [rows.index(row) for row in source]
+            prefix = rows == list(range(len(rows)))
+            x, context = (y[: len(rows)] if prefix else y[rows] for y in (x, context))
+        q, k = self._split(self.to_q(x)), self._split(self.to_k(context))
+        return self.to_out[0](attention(q, k, v, source).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))  # [B, N, H, D]
+
+
+class FeedForward(nn.Module):
+    """GEGLU: the first half of the projection is the value, the second half, through the exact GELU, its gate."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.ModuleList([nn.Module(), nn.Identity(), nn.Linear(4 * width, width)])
+        self.net[0].proj = nn.Linear(width, 8 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.net[0].proj(x).chunk(2, dim=-1)
+        return self.net[2](value * F.gelu(gate))

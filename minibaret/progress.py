@@ -1,0 +1,59 @@
+"""Progress bars for a terminal: one line a stage, with the time left; a line at its end where the output is no terminal."""
+
+import sys
+import time
+from typing import TextIO
+
+from .baret import Step
+
+WIDTH = 28  # characters of the bar
+
+
+class ProgressBars:
+    """Called with each `Step`, draws its stage's bar on stderr."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.name, self.iterations, self.begin = "", 0, 0.0
+        self.open = False
+
+    def __enter__(self) -> "ProgressBars":
+        self.begin = time.monotonic()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._end_line()
+
+    def __call__(self, step: Step) -> None:
+        note = ""
+        if step.loss is not None:
+            self.iterations = (self.iterations if step.index else 0) + step.iterations
+            note = f"loss {step.loss:.1e}, {self.iterations} inner iterations"
+        self.count(step.stage, step.index + 1, step.total, note)
+
+    def count(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Draws the bar `name` at `done` of `total`."""
+        if name != self.name:
+            self._end_line()
+            self.name = name
+            self.begin = time.monotonic() if done == 0 else self.begin
+        seconds = time.monotonic() - self.begin
+        left = seconds / max(done, 1) * (total - done)
+        bar = "━" * round(WIDTH * done / total)
+        when = f"{left:.0f} s left" if done < total else f"{seconds:.1f} s"
+        line = f"{name:<22}{bar:<{WIDTH}} {done:>3}/{total}  {when}  {note}"
+        if self.live:
+            self.stream.write(f"\r\x1b[2K{line}")
+            self.open = True
+        elif done == total:
+            self.stream.write(line.rstrip() + "\n")
+        self.stream.flush()
+        if done == total:
+            self._end_line()
+            self.begin = time.monotonic()
+
+    def _end_line(self) -> None:
+        if self.open:
+            self.stream.write("\n")
+        self.open = False

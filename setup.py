@@ -1,0 +1,34 @@
+"""minibaret's packaging. kernels/ and weights/ stand at the top level and install inside the package."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="minibaret",
+    version="0.1.0",
+    description="Edit a real picture from one sentence: BARET on Stable Diffusion 1.5, from scratch and minimal",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=[
+        "minibaret",
+        "minibaret.models",
+        "minibaret.miniature",
+        "minibaret.kernels",
+        "minibaret.weights",
+    ],
+    package_dir={"minibaret": "minibaret", "minibaret.kernels": "kernels", "minibaret.weights": "weights"},
+    package_data={"minibaret.weights": ["miniature/*", "miniature/examples/*"]},
+    install_requires=[
+        "torch>=2.6,<2.14",
+        "safetensors>=0.4",
+        "tokenizers>=0.15",
+        "numpy",
+        "pillow>=10",
+        'triton>=3.0; platform_system == "Linux" and platform_machine == "x86_64"',
+    ],
+    extras_require={"test": ["pytest", "ruff"]},
+    entry_points={"console_scripts": ["minibaret = minibaret.cli:main"]},
+)
