@@ -122,6 +122,7 @@ def save_part(module: nn.Module, path: Path, dtype: torch.dtype = torch.float16)
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     unfinished = path.with_name(path.name + ".part")
     write(unfinished)
+    unfinished.chmod(0o644)
     unfinished.replace(path)
 
 

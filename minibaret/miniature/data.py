@@ -4,6 +4,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .drawing import render
 from .scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, POSTURES, TRAINING_SEEDS, Scene
@@ -50,3 +52,8 @@ def all_captions() -> dict[tuple[int, ...], str]:
         for omit in OMISSIONS:
             captions[attributes(scene, omit)] = scene.caption(omit)
     return captions
+
+
+def to_pixels(pictures: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, 3) → (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

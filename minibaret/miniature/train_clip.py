@@ -11,7 +11,7 @@ from ..models.configs import MINIATURE
 from ..models.image_encoder import ClipPair, ImageTower
 from ..models.tokenizer import ClipTokenizer
 from ..weights.folder import save_part
-from .data import OMISSIONS, UNNAMED, all_captions, attributes, training_pictures, training_scene
+from .data import OMISSIONS, UNNAMED, all_captions, attributes, to_pixels, training_pictures, training_scene
 from .loop import Stage
 
 SHORT, FULL_ODDS = 20, 0.1  # nine steps of ten read only the first tokens, which hold every caption and some padding
@@ -83,11 +83,6 @@ def relative_distance(a: Tensor, b: Tensor, ids_a: Tensor, ids_b: Tensor, ends_a
     inside = ((positions >= first[:, None]) & (positions <= ends_a[: len(first), None]))[..., None].float()
     size = (0.5 * (a.square() + b.square()) * inside).sum((1, 2))
     return (((a - b).square() * inside).sum((1, 2)) / size + 1e-8).sqrt()
-
-
-def to_pixels(pictures: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, 3) → (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _one_word_off(row: np.ndarray, rng: np.random.Generator, captions: dict) -> tuple[int, ...]:

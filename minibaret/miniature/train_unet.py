@@ -11,9 +11,8 @@ from ..models.tokenizer import ClipTokenizer
 from ..models.unet import UNet
 from ..schedule import TRAINING_STEPS, Schedule, cumulative_alphas
 from ..weights.folder import read_text_encoder, read_vae, save_part
-from .data import OMISSIONS, all_captions, attributes, training_pictures, training_scene
+from .data import OMISSIONS, all_captions, attributes, to_pixels, training_pictures, training_scene
 from .loop import Stage
-from .data import to_pixels
 from .train_vae import grid
 
 EMPTY_CAPTIONS = 0.1

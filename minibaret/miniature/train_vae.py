@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from ..models.configs import MINIATURE
 from ..models.vae import VAE, sample_latents
 from ..weights.folder import save_part
-from .data import training_pictures
+from .data import to_pixels, training_pictures
 from .loop import Stage
-from .data import to_pixels
 
 CROP = 64  # pixels
 KL_WEIGHT = 1e-5  # per latent number, against the mean loss of a pixel
@@ -21,7 +20,7 @@ KL_WEIGHT = 1e-5  # per latent number, against the mean loss of a pixel
 class VaeStage(Stage):
     name = "vae"
     learning_rate = 2e-3
-    batch = 6
+    batch = 12
 
     def __init__(self, runs: Path, weights: Path, count: int):
         self.pictures = training_pictures(runs, count)
