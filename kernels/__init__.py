@@ -2,8 +2,8 @@
 
     attention(q, k, v, source)    out[b] = softmax(q[source[b]] k[source[b]]ᵀ / √D) v[b]
 
-Replacing Q and K is the same as replacing the attention map, so the map never has to exist in memory; rows that share a source
-share one QKᵀ and one softmax, which makes attention with injection cheaper than without.
+Replacing Q and K is the same as replacing the attention map, so the map never has to exist in memory; rows that share
+a source share one QKᵀ and one softmax, which makes attention with injection cheaper than without.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ def attention(
 ) -> Tensor:
     """Attention in which row b takes its map from row source[b] of the queries and keys, and keeps its own values.
 
-    q: (G, N, H, D), k: (G, M, H, D), v: (B, M, H, D), any strides; source: B ints in [0, G), or None for G = B and plain
-    attention. Returns (B, N, H, D). `implementation` is "auto" or a name of IMPLEMENTATIONS; a name never falls back.
-    Raises ValueError where the shapes, the source or the name do not fit.
+    q: (G, N, H, D), k: (G, M, H, D), v: (B, M, H, D), any strides; source: B ints in [0, G), or None for G = B and
+    plain attention. Returns (B, N, H, D). `implementation` is "auto" or a name of IMPLEMENTATIONS; a name never falls
+    back. Raises ValueError where the shapes, the source or the name do not fit.
     """
     _check(q, k, v, source)
     if implementation == "auto":

@@ -1,4 +1,5 @@
-"""The definition of the operator: eager, any float dtype, the whole map in memory. Everything else is measured against it."""
+"""The definition of the operator: eager, any float dtype, the whole map in memory. Everything else is measured
+against it."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,8 @@
 """The operator on PyTorch's scaled_dot_product_attention: differentiable, on every device.
 
-Rows that share a source share one call: their values are laid side by side along the head dimension and the shared queries
-and keys are padded with zeros to the same width, so QKᵀ and the softmax are computed once and multiply every row's values.
+Rows that share a source share one call: their values are laid side by side along the head dimension and the shared
+queries and keys are padded with zeros to the same width, so QKᵀ and the softmax are computed once and multiply every
+row's values.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,8 @@
     self-attention of the edit, the first τ_s T steps    softmax(Q_rec K_recᵀ / √d) V_edit
     cross-attention of the edit, the first τ_c T steps   softmax(Q_tr K_trᵀ / √d) V_edit
 
-A row is in the batch only while somebody needs it. The reconstruction's latents are known from target-text inversion, so it is
-replayed: its rows are there to be looked at, not to be stepped.
+A row is in the batch only while somebody needs it. The reconstruction's latents are known from target-text inversion,
+so it is replayed: its rows are there to be looked at, not to be stepped.
 """
 
 from collections.abc import Collection

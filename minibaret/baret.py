@@ -1,4 +1,5 @@
-"""BARET, top to bottom: from a picture's latents and a sentence to the edited latents (Algorithm 1 and Section 3 of the paper).
+"""BARET, top to bottom: from a picture's latents and a sentence to the edited latents (Algorithm 1 and Section 3 of
+the paper).
 
     1. DDIM inversion                z*[0] … z*[T]                         inversion.invert
     2. target-text inversion         E[i], the text that leads back        inversion.tune_text

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("image", type=Path, help="picture to edit: PNG, JPEG, WebP, …")
     command.add_argument("text", help="what the edited picture should show")
     command.add_argument("-o", "--output", type=Path, default=Path("edited.png"), help="default %(default)s")
-    command.add_argument("--sheet", type=Path, help="also write input, reconstruction, transition and edit side by side")
+    command.add_argument("--sheet", type=Path, help="also write input, reconstruction, transition, edit side by side")
     command.add_argument("--force", action="store_true", help="overwrite files that exist")
     command.add_argument("--json", action="store_true", help="print the summary as one JSON line last")
     command.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop", help="default %(default)s")
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "evaluate",
         help="score edits of drawn scenes whose right answer is known",
-        description="Edit held-out scenes of the miniature world and compare with the same scenes drawn as the text says.",
+        description="Edit held-out scenes of the miniature world; compare with the same scenes drawn as the text says.",
     )
     command.add_argument("--scenes", type=int, default=40, help="default %(default)s")
     command.add_argument("--kind", choices=("posture",), default="posture", help="what is edited, default %(default)s")
@@ -117,7 +117,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("method", "defaults are the paper's, or the model's own where its config has any")
+    group = command.add_argument_group("method", "defaults: the paper's, or the model's own where it has any")
     add = group.add_argument
     add("--steps", type=int, help="DDIM steps; paper: 50")
     add("--guidance", type=float, help="classifier-free guidance; paper: 7.5")
@@ -129,7 +129,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     add("--inversion-text", choices=("target", "null"), help="text of the DDIM inversion; default target")
     add("--inner-steps", type=int, help="tuning steps at each time step, at most; paper: 5")
     add("--learning-rate", type=float, help="of the tuning; paper: 1e-3")
-    add("--tolerance", type=_pair, metavar="FIRST:RAISE", help="loss that is low enough, and its rise a step; 1e-5:2e-5")
+    add("--tolerance", type=_pair, metavar="FIRST:RAISE", help="loss low enough, and its rise a step; 1e-5:2e-5")
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import baret
 from . import balanced_attention as bam
+from . import baret
 from .errors import InputError
 from .images import fit_image, psnr, read_image, to_image, to_pixels, to_rgb
 from .models.tokenizer import TextTooLong
@@ -93,13 +93,15 @@ class Editor:
     ) -> Iterator[baret.Step]:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
-        image: a picture or a file; settings: `self.settings()` if None; size: (width, height) in pixels, the model's if None;
-        fit: "crop", "pad" or "stretch"; pictures: ("transition",) to have that picture too, which costs two more rows.
-        Raises InputError for a picture that cannot be read, a text that is empty or too long, and sizes that do not fit.
+        image: a picture or a file; settings: `self.settings()` if None; size: (width, height) in pixels, the model's
+        if None; fit: "crop", "pad" or "stretch"; pictures: ("transition",) to have that picture too, which costs two
+        more rows. Raises InputError for a picture that cannot be read, a text that is empty or too long, and sizes
+        that do not fit.
         """
         settings = settings or self.settings()
         target, null = self.embed(text), self.embed("", empty=True)
-        picture = fit_image(to_rgb(image) if isinstance(image, Image.Image) else read_image(image), self._size(size), fit)
+        picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+        picture = fit_image(picture, self._size(size), fit)
         clock = Clock()
         with torch.no_grad():
             latents = self.encode(picture)
@@ -131,7 +133,7 @@ class Editor:
 
     @torch.no_grad()
     def embed(self, text: str, empty: bool = False) -> Tensor:
-        """The text's embeddings (1, 77, width). Raises InputError where the text is too long or, unless `empty`, blank."""
+        """The text's embeddings (1, 77, width). Raises InputError for a long text and, unless `empty`, a blank one."""
         if not text.strip() and not empty:
             raise InputError("a text that says what the picture should show was wanted, got an empty one")
         try:
@@ -178,8 +180,8 @@ class Clock:
 def load(weights: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Editor:
     """An editor on the weights at a path, or on the miniature that ships with the package.
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32",
-    "float16" or "bfloat16". Raises InputError where the weights are not what they should be.
+    device: "auto" (CUDA where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32),
+    "float32", "float16" or "bfloat16". Raises InputError where the weights are not what they should be.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,5 @@
-"""Scores edits of drawn scenes, whose right answer is known: the same scene drawn with the attribute that the text changes."""
+"""Scores edits of drawn scenes, whose right answer is known: the same scene drawn with the attribute that the text
+changes."""
 
 import dataclasses
 import time

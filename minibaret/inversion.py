@@ -1,5 +1,5 @@
-"""DDIM inversion, and target-text inversion (BARET Eq. 1, 2, Algorithm 1): the picture's way back to noise, and the text
-embeddings that bring it home again."""
+"""DDIM inversion, and target-text inversion (BARET Eq. 1, 2, Algorithm 1): the picture's way back to noise, and the
+text embeddings that bring it home again."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""Progress bars for a terminal: one line a stage, with the time left; a line at its end where the output is no terminal."""
+"""Progress bars for a terminal: one line a stage, with the time left; a line at its end where the output is no
+terminal."""
 
 import sys
 import time

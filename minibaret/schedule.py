@@ -1,7 +1,7 @@
 """Stable Diffusion's noise schedule and the deterministic DDIM step, forwards and backwards (Song et al. 2020, Eq. 12).
 
-The cumulative alphas are computed in float64 and kept in float32 whatever the networks' dtype. A step from label t goes to
-t - 1000 // steps; below label 0 it goes to the first cumulative alpha, not to 1.
+The cumulative alphas are computed in float64 and kept in float32 whatever the networks' dtype. A step from label t
+goes to t - 1000 // steps; below label 0 it goes to the first cumulative alpha, not to 1.
 """
 
 from dataclasses import dataclass

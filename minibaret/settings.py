@@ -23,7 +23,8 @@ class Settings:
     tolerance: tuple[float, float] = (1e-5, 2e-5)  # † a loss below first + i · second ends time step i
 
     def __post_init__(self) -> None:
-        _require("steps", self.steps, "a whole number from 1 to 999", isinstance(self.steps, int) and 1 <= self.steps < 1000)
+        whole = isinstance(self.steps, int) and 1 <= self.steps < 1000
+        _require("steps", self.steps, "a whole number from 1 to 999", whole)
         _require("guidance", self.guidance, "a finite number", _finite(self.guidance))
         _require("transition", self.transition, "two numbers from 0 to 1", _pair(self.transition, 0, 1))
         _require("self_steps", self.self_steps, "a number from 0 to 1", _within(self.self_steps, 0, 1))

@@ -202,7 +202,7 @@ def test_row_forwards_of_fifty_steps():
 
 def test_the_replayed_reconstruction_is_the_one_that_would_be_stepped(unet):
     """Guided sampling with the tuned texts retraces Z_rec."""
-    target, null, _, record = run(unet, SHORT)
+    _, null, _, record = run(unet, SHORT)
     schedule, latents = Schedule(SHORT.steps), record.trajectory[-1]
     with torch.no_grad():
         for label, tuned in zip(schedule.labels, record.tuned):

@@ -21,6 +21,12 @@ from ..models.vae import VAE
 
 MINIATURE_FOLDER = Path(__file__).parent / "miniature"
 CONFIG, MERGES = "config.json", "merges.txt"
+PARTS = {
+    "unet": UNetConfig,
+    "text_encoder": TextEncoderConfig,
+    "vae": VAEConfig,
+    "image_encoder": ImageEncoderConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Model:
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """The networks of a folder, frozen and ready to run. Raises InputError where something is missing or does not fit."""
+    """The networks of a folder, frozen, ready to run. Raises InputError where something is missing or does not fit."""
     config = read_config(folder)
 
     def network(make: Callable[[], nn.Module], name: str) -> nn.Module:
@@ -61,7 +67,7 @@ def load_image_encoder(folder: Path = MINIATURE_FOLDER) -> ImageTower:
 def load_part(
     make: Callable[[], nn.Module], path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """Builds a network without initialising it and fills it from one file: every tensor, no other, each of its shape."""
+    """Builds a network without initialising it and fills it from one file: every tensor, no other, of its shape."""
     with torch.device("meta"):
         module = make()
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
@@ -98,10 +104,9 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} holds no {CONFIG}, so it is no folder of minibaret weights")
-    parts = {"unet": UNetConfig, "text_encoder": TextEncoderConfig, "vae": VAEConfig, "image_encoder": ImageEncoderConfig}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        for name, part in parts.items():
+        for name, part in PARTS.items():
             values[name] = part(**_tuples(values[name])) if values.get(name) else None
         values["defaults"] = _tuples(values.get("defaults", {}))
         return ModelConfig(**values)

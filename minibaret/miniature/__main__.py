@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from .loop import train
-from .stages import STAGES, build
+from .stages import STAGES, build, prepare
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
     training.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints, logs, samples (default runs/)")
     training.add_argument("--weights", type=Path, default=Path("weights/miniature"), help="where the result goes")
     arguments = parser.parse_args()
+    prepare(arguments.stage, arguments.runs, arguments.weights, arguments.scenes)
     make = partial(build, arguments.stage, arguments.runs, arguments.weights, arguments.scenes)
     train(make, arguments.hours, arguments.runs, arguments.weights, arguments.workers, arguments.resume)
 

@@ -1,4 +1,5 @@
-"""What the miniature is trained on: scenes of the training seeds, their pictures and captions. No other seed is reachable here."""
+"""What the miniature is trained on: scenes of the training seeds, their pictures and captions. No other seed is
+reachable here."""
 
 from itertools import product
 from pathlib import Path

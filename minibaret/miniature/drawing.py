@@ -93,9 +93,7 @@ def _background(layout: Layout, ground: str, side: int) -> Image.Image:
 def _paint_animal_shadow(canvas: Image.Image, scene: Scene, layout: Layout) -> None:
     x, half_width = POSES[scene.animal][scene.posture].shadow
     unit = SIZES[scene.animal] * layout.scale
-    _soft_disc(
-        canvas, SHADOW, layout.x + layout.facing * x * unit, layout.y, 1.25 * half_width * unit, 0.04, 0.55
-    )
+    _soft_disc(canvas, SHADOW, layout.x + layout.facing * x * unit, layout.y, 1.25 * half_width * unit, 0.04, 0.55)
 
 
 def _paint_ball(canvas: Image.Image, layout: Layout) -> None:
@@ -136,9 +134,7 @@ def _ellipse(pen: ImageDraw.ImageDraw, colour, x: float, y: float, rx: float, ry
     pen.ellipse([side * (x - rx), side * (y - ry), side * (x + rx), side * (y + ry)], fill=colour)
 
 
-def _soft_disc(
-    canvas: Image.Image, colour: tuple, x: float, y: float, rx: float, ry: float, strength: float
-) -> None:
+def _soft_disc(canvas: Image.Image, colour: tuple, x: float, y: float, rx: float, ry: float, strength: float) -> None:
     """Blend in an ellipse that fades out from its centre, where it covers `strength` of what is below."""
     side = canvas.width
     width, height = round(2 * rx * side), round(2 * ry * side)

@@ -1,7 +1,7 @@
 """The training loop that every stage shares: resumable, bounded by hours, one single-threaded worker process a core.
 
-Workers hold a copy of the modules each and average their gradients after every backward. One thread a worker, because two
-OpenMP threads that share a small step wait for each other longer than they work.
+Workers hold a copy of the modules each and average their gradients after every backward. One thread a worker, because
+two OpenMP threads that share a small step wait for each other longer than they work.
 """
 
 import json
@@ -21,7 +21,11 @@ CHECKPOINT_EVERY = 180.0  # seconds
 GRID_EVERY = 900.0
 LOG_EVERY = 20  # steps
 # glibc hands large blocks back to the system at every free; keeping them makes a step about a quarter faster.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
 
 
 class Stage:
@@ -62,7 +66,8 @@ def train(make_stage, hours: float, runs: Path, weights: Path, workers: int, res
     os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")
     runs.mkdir(parents=True, exist_ok=True)
     meeting = runs / f".meeting-{os.getpid()}-{time.time_ns()}"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit takes the daemonic workers along, a signal does not
+    # an exit takes the daemonic workers along, a bare signal does not
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         mp.spawn(_work, (make_stage, hours, runs, weights, workers, resume, meeting), nprocs=workers, daemon=True)
     finally:
@@ -86,6 +91,10 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int,
         stage.modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
         average, progress = saved["average"], Progress(**saved["progress"])
+
+    def draw() -> None:
+        _with_average(stage, average, lambda: stage.samples(runs / f"{stage.name}-{progress.step:06d}.png"))
+
     generator = torch.Generator().manual_seed(1_000_003 * progress.step + rank)
     saved_at = drawn_at = time.monotonic()
     figures: dict[str, float] = {}
@@ -115,24 +124,24 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int,
             _save(checkpoint, stage, optimizer, average, progress)
             saved_at = time.monotonic()
         if time.monotonic() - drawn_at > GRID_EVERY:
-            _with_average(stage, average, lambda: stage.samples(runs / f"{stage.name}-{progress.step:06d}.png"))
+            draw()
             drawn_at = time.monotonic()
     if rank == 0:
         _save(checkpoint, stage, optimizer, average, progress)
-        _with_average(stage, average, lambda: stage.samples(runs / f"{stage.name}-{progress.step:06d}.png"))
+        draw()
         _with_average(stage, average, lambda: stage.export(weights))
     dist.barrier()
     dist.destroy_process_group()
 
 
 def learning_rate(peak: float, step: int, fraction: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a cosine from the peak to a hundredth of it as the fraction of the hours goes from 0 to 1."""
+    """Linear warm-up, then a cosine down to a hundredth of the peak, by the fraction of the hours that has passed."""
     cosine = 0.5 * (1 + torch.cos(torch.tensor(min(fraction, 1.0) * torch.pi)).item())
     return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)
 
 
 def _average_gradients(parameters: list[Tensor], seconds: float, workers: int) -> float:
-    """Replaces gradients by their mean over the workers; returns the mean of their seconds, so that all agree on the time."""
+    """Replaces gradients by their mean over the workers; returns their mean seconds, so that all agree on the time."""
     if workers == 1:
         return seconds
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]

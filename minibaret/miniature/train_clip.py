@@ -21,10 +21,11 @@ APART = 0.6  # the least relative distance wanted between the embeddings of capt
 class ClipStage(Stage):
     """CLIP's contrastive loss with three additions.
 
-    A caption fits every picture that has what it names, so the targets are shared among all that fit. Each caption brings one
-    that differs in a single attribute, as a further negative. Their token embeddings are pushed apart where they are closer
-    than APART, since the diffusion model reads the tokens and not the pooled text; and the text is read off at a random token
-    from its end on, so that padding, which the diffusion model reads too, carries it as well.
+    A caption fits every picture that has what it names, so the targets are shared among all that fit. Each caption
+    brings one that differs in a single attribute, as a further negative. Their token embeddings are pushed apart
+    where they are closer than APART, since the diffusion model reads the tokens and not the pooled text; and the text
+    is read off at a random token from its end on, so that padding, which the diffusion model reads too, carries it as
+    well.
     """
 
     name = "clip"
@@ -76,8 +77,8 @@ class ClipStage(Stage):
 
 
 def relative_distance(a: Tensor, b: Tensor, ids_a: Tensor, ids_b: Tensor, ends_a: Tensor) -> Tensor:
-    """RMS difference of two captions' embeddings over the RMS of the embeddings, from the first token that differs to the
-    first caption's end token. a, b: (B, 77, width) → (B,)."""
+    """RMS difference of two captions' embeddings over the RMS of the embeddings, from the first token that differs to
+    the first caption's end token. a, b: (B, 77, width) → (B,)."""
     positions = torch.arange(ids_a.shape[1])
     first = (ids_a != ids_b).int().argmax(-1)
     inside = ((positions >= first[:, None]) & (positions <= ends_a[: len(first), None]))[..., None].float()

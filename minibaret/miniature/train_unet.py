@@ -1,16 +1,18 @@
-"""Stage 3, the UNet: predicts the noise in the VAE's latents, given the caption's embeddings; a tenth of the captions empty."""
+"""Stage 3, the UNet: predicts the noise in the VAE's latents, given the caption's embeddings; a tenth of the captions
+empty."""
 
+import dataclasses
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..models.configs import MINIATURE
-from ..models.tokenizer import ClipTokenizer
+from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
+from ..models.vae import VAE
 from ..schedule import TRAINING_STEPS, Schedule, cumulative_alphas
-from ..weights.folder import read_text_encoder, read_vae, save_part
+from ..weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
 from .data import OMISSIONS, all_captions, attributes, to_pixels, training_pictures, training_scene
 from .loop import Stage
 from .train_vae import grid
@@ -27,8 +29,9 @@ class UNetStage(Stage):
     ema = 0.999
 
     def __init__(self, runs: Path, weights: Path, count: int):
-        self.weights = weights
-        self.scale, self.latents = training_latents(runs, weights, count)
+        scale, self.latents = training_latents(runs, weights, count)
+        self.vae_config = dataclasses.replace(MINIATURE.vae, scaling_factor=scale)
+        self.vae = load_part(lambda: VAE(self.vae_config), weights / "vae.safetensors")
         self.texts, self.row = caption_embeddings(weights)
         self.scenes = [training_scene(index) for index in range(count)]
         self.alphas = cumulative_alphas()
@@ -49,7 +52,7 @@ class UNetStage(Stage):
         error = (self.unet(noisy, labels, texts).float() - noise).square().mean((1, 2, 3))
         snr = (alphas / (1 - alphas)).flatten()
         loss = (error * snr.clamp(max=SNR_LIMIT) / snr).mean()
-        return loss, {"error": error.mean().item(), "early": error[labels >= 500].mean().item() if (labels >= 500).any() else 0.05}
+        return loss, {"error": error.mean().item(), "noisy": (error * (labels >= 500)).mean().item() * 2}
 
     def samples(self, path: Path) -> None:
         """Training captions 0 … 23 from fixed noise, 25 steps, guidance 3."""
@@ -61,19 +64,26 @@ class UNetStage(Stage):
         for label in schedule.labels:
             empty, named = self.unet(torch.cat([latents] * 2), torch.tensor(label), texts).chunk(2)
             latents = schedule.step(latents, empty + 3.0 * (named - empty), label)
-        grid(read_vae(self.weights).decode(latents), 8).save(path)
+        grid(self.vae.decode(latents), 8).save(path)
 
     def export(self, weights: Path) -> None:
         save_part(self.unet, weights / "unet.safetensors")
+        defaults = read_config(weights).defaults
+        save_config(dataclasses.replace(MINIATURE, vae=self.vae_config, defaults=defaults), weights)
 
 
 @torch.no_grad()
 def training_latents(runs: Path, weights: Path, count: int) -> tuple[float, Tensor]:
-    """The scale factor, and the first `count` training pictures as scaled latents, float16 (count, 4, 16, 16)."""
+    """The scale factor, and the first `count` training pictures as scaled latents, float16 (count, 4, 16, 16).
+
+    Encoded once and kept in `runs`.
+    """
     path = runs / f"latents-{count}.pt"
     if not path.exists():
-        pictures, vae = training_pictures(runs, count), read_vae(weights)
-        means = [vae.moments(to_pixels(pictures[i : i + 50]))[0] for i in range(0, count, 50)]
+        pictures = training_pictures(runs, count)
+        vae = load_part(lambda: VAE(MINIATURE.vae), weights / "vae.safetensors").to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            means = [vae.moments(to_pixels(pictures[i : i + 50]))[0].float() for i in range(0, count, 50)]
         unscaled = torch.cat(means)
         scale = 1 / unscaled.std().item()
         torch.save({"scale": scale, "latents": (unscaled * scale).half()}, path)
@@ -83,8 +93,10 @@ def training_latents(runs: Path, weights: Path, count: int) -> tuple[float, Tens
 
 @torch.no_grad()
 def caption_embeddings(weights: Path) -> tuple[Tensor, dict[tuple[int, ...], int]]:
-    """Embeddings (captions + 1, 77, width) of every caption, the empty one in row 0, and each caption's row by attributes."""
-    tokenizer, encoder = ClipTokenizer.from_merges(weights / "merges.txt"), read_text_encoder(weights)
+    """Embeddings (captions + 1, 77, width) of every caption, the empty one in row 0, and each caption's row by
+    attributes."""
+    tokenizer = read_tokenizer(weights)
+    encoder = load_part(lambda: TextEncoder(MINIATURE.text_encoder), weights / "text_encoder.safetensors")
     captions = all_captions()
     ids = torch.tensor([tokenizer(text) for text in ("", *captions.values())])
     embeddings = torch.cat([encoder(part) for part in ids.split(64)])

@@ -1,4 +1,4 @@
-"""Stage 2, the VAE: pictures through 4 × 16 × 16 numbers and back; L1 on the pixels and on their gradients, a light KL."""
+"""Stage 2, the VAE: pictures through 4 × 16 × 16 numbers and back; L1 on pixels and their gradients, a light KL."""
 
 from pathlib import Path
 
@@ -30,9 +30,8 @@ class VaeStage(Stage):
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         size = self.pictures.shape[1]
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        crops = []
-        for index, x, y in zip(rng.integers(len(self.pictures), size=batch), *rng.integers(size - CROP + 1, size=(2, batch))):
-            crops.append(self.pictures[index, y : y + CROP, x : x + CROP])
+        indices, corners = rng.integers(len(self.pictures), size=batch), rng.integers(size - CROP + 1, size=(batch, 2))
+        crops = [self.pictures[i, y : y + CROP, x : x + CROP] for i, (x, y) in zip(indices, corners)]
         pixels = to_pixels(np.stack(crops)).contiguous(memory_format=torch.channels_last)
         mean, logvar = (moment.float() for moment in self.vae.moments(pixels))
         made = self.vae.decode(sample_latents(mean, logvar, generator)).float()

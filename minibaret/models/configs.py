@@ -1,4 +1,4 @@
-"""The sizes of the networks as frozen dataclasses: `SD15`, Stable Diffusion 1.5, and `MINIATURE`, the same architecture, small."""
+"""The networks' sizes as frozen dataclasses: `SD15`, Stable Diffusion 1.5, and `MINIATURE`, the same, small."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 class UNetConfig:
     latent_channels: int = 4
     channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one a level, finest first
-    attention: tuple[bool, ...] = (True, True, True, False)  # which levels have spatial transformers; the middle always has
+    attention: tuple[bool, ...] = (True, True, True, False)  # levels with spatial transformers
     layers_per_block: int = 2  # ResBlocks a level on the way down; one more on the way up
     heads: int = 8
     context_width: int = 768

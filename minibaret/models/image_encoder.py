@@ -1,7 +1,7 @@
 """The image half of a small CLIP pair: pictures to unit vectors in the space that text and pictures share.
 
-Stable Diffusion 1.5 has no such part; the miniature's pair gives it a text encoder that was trained against pictures, and a
-CLIPScore.
+Stable Diffusion 1.5 has no such part; the miniature's pair gives it a text encoder that was trained against pictures,
+and a CLIPScore.
 """
 
 import torch

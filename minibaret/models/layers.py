@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice, added to the input; `time_width` is the width of the time embedding added between.
+    """GroupNorm, SiLU, convolution, twice, added to the input; `time_width` is the width of the time embedding added
+    between.
 
     LDM's ResBlock (openaimodel.py; eps 1e-5) and ResnetBlock (model.py; eps 1e-6, no time).
     """

@@ -57,7 +57,8 @@ class CausalSelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in projections)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # [B, H, n, D]
         return self.out_proj(out.transpose(1, 2).flatten(2))
 

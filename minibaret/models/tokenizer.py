@@ -1,10 +1,11 @@
-"""CLIP's tokenizer on the `tokenizers` library: lower-cased byte-level BPE, a start token, 77 ids, padded with the end token.
+"""CLIP's tokenizer on the `tokenizers` library: lower-cased byte-level BPE, 77 ids, padded with the end token.
 
-The vocabulary follows from merges.txt alone, in CLIP's order: 256 bytes, 256 bytes that end a word, one entry a merge, the
-start token, the end token.
+The vocabulary follows from merges.txt alone, in CLIP's order: 256 bytes, 256 bytes that end a word, one entry a merge,
+the start token, the end token.
 """
 
 import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class ClipTokenizer:
         if len(encoding.ids) > room:
             rest = text[encoding.offsets[room][0] :]
             raise TextTooLong(
-                f"the text has {len(encoding.ids)} tokens and at most {room} fit; what does not fit begins at {rest[:60]!r}"
+                f"the text has {len(encoding.ids)} tokens and at most {room} fit; "
+                f"these words do not: {textwrap.shorten(rest, 200, placeholder=' …')!r}"
             )
         return self.pad(encoding.ids)
 

@@ -65,7 +65,8 @@ class UNet(nn.Module):
     def forward(
         self, latents: Tensor, timesteps: Tensor, context: Tensor, injection: Injection = NO_INJECTION
     ) -> Tensor:
-        """latents (B, 4, H/8, W/8), timesteps (B,) or (), context (B, 77, width) → predicted noise, shaped as the latents."""
+        """latents (B, 4, H/8, W/8), timesteps (B,) or (), context (B, 77, width) → predicted noise, shaped as the
+        latents."""
         time = self.time_embedding(timesteps.expand(latents.shape[0]))  # [B, 4C]
         x = self.conv_in(latents)
         skips = [x]
@@ -87,7 +88,8 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """One level on the way down or up, or the middle: ResBlocks, each followed by a spatial transformer where there are any."""
+    """One level on the way down or up, or the middle: ResBlocks, each followed by a spatial transformer where there
+    are any."""
 
     def __init__(self, config: UNetConfig, time_width: int, transformers: bool):
         super().__init__()
@@ -160,7 +162,8 @@ class TransformerBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention from x to context; with a source, only the rows that are some row's source project Q and K."""
+    """Multi-head attention from x to context; with a source, only the rows that are some row's source project Q and
+    K."""
 
     def __init__(self, width: int, context_width: int, heads: int):
         super().__init__()

@@ -3,6 +3,8 @@
 Modules carry diffusers' names; GroupNorm's eps is 1e-6 throughout.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,7 +99,7 @@ class Level(nn.Module):
     ):
         super().__init__()
         widths = [width_in] + [width_out] * layers
-        self.resnets = nn.ModuleList(ResnetBlock(a, b, config.groups, EPS) for a, b in zip(widths, widths[1:]))
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, config.groups, EPS) for a, b in pairwise(widths))
         if downsampler is not None:
             self.downsamplers = nn.ModuleList([downsampler])
         if upsampler is not None:
