@@ -1,28 +1,69 @@
-"""`python -m minibaret.miniature train clip|vae|unet`: makes the shipped weights, from nothing but the drawn world."""
+"""Makes the shipped weights from nothing but the drawn world, and measures them.
+
+python -m minibaret.miniature train clip|vae|unet --hours H [--resume]
+python -m minibaret.miniature measure [--scenes N] [--samples FILE] [--json]
+"""
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 
-from .loop import train
-from .stages import STAGES, build, prepare
+from ..weights import MINIATURE_FOLDER
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m minibaret.miniature", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="train one stage, in the order clip, vae, unet")
-    training.add_argument("stage", choices=tuple(STAGES))
-    training.add_argument("--hours", type=float, required=True, help="training time in all, earlier runs included")
-    training.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    training.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
-    training.add_argument("--scenes", type=int, default=20_000, help="pictures in the training set (default 20000)")
-    training.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints, logs, samples (default runs/)")
-    training.add_argument("--weights", type=Path, default=Path("weights/miniature"), help="where the result goes")
-    arguments = parser.parse_args()
-    prepare(arguments.stage, arguments.runs, arguments.weights, arguments.scenes)
-    make = partial(build, arguments.stage, arguments.runs, arguments.weights, arguments.scenes)
-    train(make, arguments.hours, arguments.runs, arguments.weights, arguments.workers, arguments.resume)
+    parser = argparse.ArgumentParser(
+        prog="python -m minibaret.miniature", description="Train the miniature, or measure what it can do."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("train", help="train one stage, in the order clip, vae, unet")
+    command.add_argument("stage", choices=("clip", "vae", "unet"))
+    command.add_argument("--hours", type=float, required=True, help="training time in all, earlier runs included")
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    command.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    command.add_argument("--scenes", type=int, default=20_000, help="pictures in the training set (default 20000)")
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints, logs, samples (default runs/)")
+    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where the result goes")
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser("measure", help="score the networks on held-out scenes")
+    command.add_argument("--scenes", type=int, default=200, help="how many (default 200)")
+    command.add_argument("--samples", type=Path, help="write the first 24 pictures sampled from captions")
+    command.add_argument("--json", action="store_true", help="print the scores as one JSON line last")
+    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
+    command.set_defaults(run=_measure)
+
+    options = parser.parse_args()
+    options.run(options)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .loop import train
+    from .stages import build, prepare
+
+    arguments = (options.stage, options.runs, options.weights, options.scenes)
+    prepare(*arguments)
+    train(partial(build, *arguments), options.hours, options.runs, options.weights, options.workers, options.resume)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from ..editor import load
+    from ..images import write_image
+    from ..sheet import contact_sheet
+    from ..weights.folder import load_image_encoder
+    from .measure import measure
+
+    scores, made = measure(load(options.weights), load_image_encoder(options.weights), options.scenes)
+    for name, value in scores.items():
+        print(f"{name:>26}  {value:.3f}")
+    if options.samples:
+        write_image(
+            contact_sheet([made[row : row + 8] for row in range(0, min(24, len(made)), 8)], [""] * 8), options.samples
+        )
+    if options.json:
+        print(json.dumps({name: round(value, 4) for name, value in scores.items()}))
 
 
 if __name__ == "__main__":

@@ -57,4 +57,4 @@ def all_captions() -> dict[tuple[int, ...], str]:
 
 def to_pixels(pictures: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) → (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,5 +1,4 @@
-"""Stage 3, the UNet: predicts the noise in the VAE's latents, given the caption's embeddings; a tenth of the captions
-empty."""
+"""Stage 3, the UNet: predicts the noise in the VAE's latents from the caption's embeddings, a tenth of them empty."""
 
 import dataclasses
 from pathlib import Path
@@ -11,10 +10,11 @@ from ..models.configs import MINIATURE
 from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
 from ..models.vae import VAE
-from ..schedule import TRAINING_STEPS, Schedule, cumulative_alphas
+from ..schedule import TRAINING_STEPS, cumulative_alphas
 from ..weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
 from .data import OMISSIONS, all_captions, attributes, to_pixels, training_pictures, training_scene
 from .loop import Stage
+from .sampling import sample
 from .train_vae import grid
 
 EMPTY_CAPTIONS = 0.1
@@ -24,7 +24,7 @@ OMISSION_ODDS = (0.76, 0.08, 0.08, 0.08)  # whole captions, and those that leave
 
 class UNetStage(Stage):
     name = "unet"
-    learning_rate = 8e-4
+    learning_rate = 5e-4
     batch = 32
     ema = 0.999
 
@@ -56,14 +56,8 @@ class UNetStage(Stage):
 
     def samples(self, path: Path) -> None:
         """Training captions 0 … 23 from fixed noise, 25 steps, guidance 3."""
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.tensor([self.row[attributes(scene)] for scene in self.scenes[:24]])
-        latents = torch.randn(24, *self.latents.shape[1:], generator=generator)
-        texts = torch.cat([self.texts[[0] * 24], self.texts[rows]]).float()
-        schedule = Schedule(25)
-        for label in schedule.labels:
-            empty, named = self.unet(torch.cat([latents] * 2), torch.tensor(label), texts).chunk(2)
-            latents = schedule.step(latents, empty + 3.0 * (named - empty), label)
+        texts = self.texts[[self.row[attributes(scene)] for scene in self.scenes[:24]]].float()
+        latents = sample(self.unet, texts, self.texts[:1].float(), self.latents.shape[-1], steps=25, guidance=3.0)
         grid(self.vae.decode(latents), 8).save(path)
 
     def export(self, weights: Path) -> None:

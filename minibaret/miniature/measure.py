@@ -1,0 +1,99 @@
+"""What the shipped networks can do, each on its own, on held-out scenes; edits are scored by `minibaret evaluate`."""
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..editor import Editor
+from ..images import psnr, to_pixels
+from ..models.image_encoder import ImageTower
+from .drawing import render
+from .sampling import sample
+from .scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, HELD_OUT_SEEDS, POSTURES, Scene
+from .train_clip import relative_distance
+
+ATTRIBUTES = ("animal", "posture", "colour", "ground", "addition")
+SAMPLING_STEPS = 25
+BATCH = 25  # pictures sampled at once
+
+
+def measure(editor: Editor, tower: ImageTower, count: int) -> tuple[dict[str, float], list[Image.Image]]:
+    """Scores over the first `count` held-out scenes, and the pictures sampled from their captions.
+
+    zero_shot_*: how often the CLIP pair tells a drawn scene from the scenes that differ from it in that attribute.
+    caption_distance_*: the least relative distance between the embeddings of two captions that differ in it.
+    vae_psnr: dB of pictures coded and decoded. generated_*: as zero_shot, for pictures sampled from captions.
+    """
+    scenes = [Scene.random(seed) for seed in HELD_OUT_SEEDS[:count]]
+    drawn = [render(scene) for scene in scenes]
+    made = list(generate(editor, scenes))
+    coded = [editor.decode(editor.encode(picture)) for picture in drawn]
+    scores = {f"zero_shot_{name}": value for name, value in named_rightly(editor, tower, scenes, drawn).items()}
+    scores |= {f"caption_distance_{name}": value for name, value in caption_distances(editor).items()}
+    scores["vae_psnr"] = float(np.mean([psnr(a, b) for a, b in zip(coded, drawn)]))
+    scores |= {f"generated_{name}": value for name, value in named_rightly(editor, tower, scenes, made).items()}
+    return scores, made
+
+
+def variants(scene: Scene, attribute: str) -> list[Scene]:
+    """The scene with each value of one attribute; another animal takes the posture of the same number."""
+    if attribute == "animal":
+        number = POSTURES[scene.animal].index(scene.posture)
+        return [dataclasses.replace(scene, animal=animal, posture=POSTURES[animal][number]) for animal in ANIMALS]
+    values = {"posture": POSTURES[scene.animal], "colour": COLOURS, "ground": GROUNDS, "addition": ADDITIONS}
+    return [dataclasses.replace(scene, **{attribute: value}) for value in values[attribute]]
+
+
+def generate(editor: Editor, scenes: list[Scene]) -> Iterator[Image.Image]:
+    """A picture from each scene's caption, at the model's own guidance."""
+    side, null = editor.config.image_size // 8, editor.embed("", empty=True)
+    guidance = editor.settings().guidance
+    for start in range(0, len(scenes), BATCH):
+        texts = torch.cat([editor.embed(scene.caption()) for scene in scenes[start : start + BATCH]])
+        for latents in sample(editor.model.unet, texts, null, side, SAMPLING_STEPS, guidance, seed=start).split(1):
+            yield editor.decode(latents)
+
+
+@torch.no_grad()
+def named_rightly(
+    editor: Editor, tower: ImageTower, scenes: list[Scene], pictures: list[Image.Image]
+) -> dict[str, float]:
+    """By attribute: how often the CLIP pair finds a picture nearest to its scene's own caption among the variants'."""
+    images = torch.cat([tower.image_encoder(to_pixels(picture)) for picture in pictures])
+    right = {attribute: [] for attribute in ATTRIBUTES}
+    for scene, image in zip(scenes, images):
+        for attribute in ATTRIBUTES:
+            choices = variants(scene, attribute)
+            texts = torch.cat([pooled_text(editor, tower, choice.caption()) for choice in choices])
+            right[attribute].append(choices[int((texts @ image).argmax())] == scene)
+    return {attribute: float(np.mean(values)) for attribute, values in right.items()}
+
+
+@torch.no_grad()
+def pooled_text(editor: Editor, tower: ImageTower, text: str) -> Tensor:
+    """The text in the space it shares with pictures: (1, width)."""
+    ids = editor.model.tokenizer(text)
+    return tower.project_text(editor.embed(text), torch.tensor([ids.index(editor.model.tokenizer.end)]))
+
+
+@torch.no_grad()
+def caption_distances(editor: Editor) -> dict[str, float]:
+    """By attribute: the least distance of two captions, over every animal, between any two values of the attribute."""
+    least = {}
+    for attribute in ("animal", "posture", "colour", "ground"):
+        distances = []
+        for animal in ANIMALS:
+            captions = [
+                s.caption() for s in variants(Scene(0, animal, POSTURES[animal][0], "brown", "grass"), attribute)
+            ]
+            for a, b in combinations(captions, 2):
+                ids = [torch.tensor([editor.model.tokenizer(text)]) for text in (a, b)]
+                end = (ids[0] == editor.model.tokenizer.end).int().argmax(-1)
+                distances.append(relative_distance(editor.embed(a), editor.embed(b), *ids, end).item())
+        least[attribute] = min(distances)
+    return least

@@ -1,0 +1,127 @@
+"""The command line on the shipped miniature, with few steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minibaret.cli import main
+from minibaret.miniature.drawing import render
+from minibaret.miniature.scene import Scene
+
+QUICK = ["--steps", "3", "--inner-steps", "1"]
+
+
+@pytest.fixture
+def dog(tmp_path) -> Path:
+    path = tmp_path / "dog.png"
+    render(Scene(1, "dog", "standing", "brown", "grass")).save(path)
+    return path
+
+
+def refused(capsys, *arguments) -> str:
+    """The one sentence that the command ends with; nothing else may be said."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as end:  # argparse
+        code = end.code
+    said = capsys.readouterr()
+    assert code == 2 and said.out == ""
+    sentence = said.err.strip().splitlines()[-1]
+    assert sentence.startswith("minibaret") and "Traceback" not in said.err
+    return sentence
+
+
+def test_edit_writes_the_picture_the_sheet_and_the_summary(tmp_path, dog, capsys):
+    output, sheet = tmp_path / "edited.png", tmp_path / "sheet.png"
+    text = "a brown dog lying down on grass"
+    assert main(["edit", str(dog), text, "-o", str(output), "--sheet", str(sheet), "--json", *QUICK]) == 0
+    assert Image.open(output).size == (128, 128)
+    assert Image.open(sheet).width > 4 * 128
+    said = capsys.readouterr()
+    summary = json.loads(said.out.splitlines()[-1])
+    assert set(summary["seconds"]) == {"encode", "inversion", "target-text inversion", "edit", "decode"}
+    assert summary["inner_iterations_allowed"] == 3 and 0 <= summary["inner_iterations"] <= 3
+    assert summary["reconstruction_psnr"] > 5
+    for stage in ("inversion", "target-text inversion", "edit"):
+        assert any(line.startswith(stage) and "3/3" in line for line in said.err.splitlines())
+
+
+def test_an_existing_output_is_kept_unless_forced(tmp_path, dog, capsys):
+    output = tmp_path / "edited.png"
+    output.write_bytes(b"precious")
+    assert "--force" in refused(capsys, "edit", dog, "a dog sitting", "-o", output)
+    assert output.read_bytes() == b"precious"
+    assert main(["edit", str(dog), "a dog sitting", "-o", str(output), "--force", *QUICK]) == 0
+    assert Image.open(output).size == (128, 128)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (64, 64)])
+def test_any_size_is_brought_to_the_models(tmp_path, shape):
+    path = tmp_path / "picture.jpg"
+    render(Scene(1, "cat", "sitting", "black", "snow")).resize(shape).save(path)
+    assert main(["edit", str(path), "a black cat lying down on snow", "-o", str(tmp_path / "out.png"), *QUICK]) == 0
+    assert Image.open(tmp_path / "out.png").size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["", ""], "a text that says what the picture should show was wanted"),
+        (["", "a dog " * 60], "only|at most 75 fit; these words do not: 'dog a dog"),
+        (["", "a dog", "--steps", "0"], "steps must be a whole number from 1 to 999, got 0"),
+        (["", "a dog", "--self-steps", "1.5"], "self steps must be a number from 0 to 1, got 1.5"),
+        (["", "a dog", "--guidance", "nan"], "guidance must be a finite number"),
+        (["", "a dog", "--transition", "0.8"], "two numbers joined by a colon were wanted, got '0.8'"),
+        (["", "a dog", "--transition", "0.8:1.2"], "transition must be two numbers from 0 to 1"),
+        (["", "a dog", "--learning-rate", "-1"], "learning rate must be a number above 0"),
+        (["", "a dog", "--width", "100"], "width and height must be multiples of 32 pixels, got 100×128"),
+        (["", "a dog", "--device", "tpu9"], "device must be auto, cpu, cuda or cuda:N, got 'tpu9'"),
+        (["", "a dog", "--dtype", "int8"], "dtype must be auto, float32, float16 or bfloat16, got 'int8'"),
+        (["", "a dog", "--weights", "nowhere"], "nowhere"),
+        (["", "a dog", "-o", "edited.txt"], "must end in .png"),
+        (["", "a dog", "-o", "no/such/folder.png"], "there is no folder"),
+        (["missing.png", "a dog"], "there is no picture at missing.png"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, dog, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    image, *rest = arguments
+    sentence = refused(capsys, "edit", image or dog, *rest, *([] if "--steps" in rest else QUICK))
+    assert any(words in sentence for words in said.split("|"))
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_weights_that_are_not_what_they_should_be(tmp_path, dog, capsys):
+    from minibaret.weights import MINIATURE_FOLDER
+
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    arguments = ("edit", dog, "a dog", "-o", tmp_path / "o.png", "--weights", folder)
+    assert "holds no config.json" in refused(capsys, *arguments)
+    for name in ("config.json", "merges.txt", "text_encoder.safetensors", "vae.safetensors"):
+        (folder / name).write_bytes((MINIATURE_FOLDER / name).read_bytes())
+    assert "there is no file" in refused(capsys, *arguments)
+    whole = (MINIATURE_FOLDER / "unet.safetensors").read_bytes()
+    (folder / "unet.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "is not a whole safetensors file" in refused(capsys, *arguments)
+    (folder / "unet.safetensors").write_bytes((MINIATURE_FOLDER / "vae.safetensors").read_bytes())
+    assert "does not fit this UNet" in refused(capsys, *arguments)
+    (folder / "config.json").write_text("{}")
+    assert "is not a minibaret config" in refused(capsys, *arguments)
+
+
+def test_evaluate_prints_one_json_line_last(capsys):
+    assert main(["evaluate", "--scenes", "1", "--kind", "posture", "--method", "baret", "--json", *QUICK]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])["methods"]["baret"]
+    names = {"success", "background_psnr", "reconstruction_psnr", "vae_psnr", "inner_iterations", "seconds"}
+    assert set(scores) == names and scores["vae_psnr"] > 20
+
+
+def test_the_command_is_there_and_says_what_it_can():
+    done = subprocess.run([sys.executable, "-m", "minibaret", "--help"], capture_output=True, text=True, check=True)
+    assert "edit" in done.stdout and "evaluate" in done.stdout
