@@ -1,5 +1,7 @@
 """Pictures side by side, each with its label under it."""
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw, ImageFont
 
 from .editor import Result
@@ -9,7 +11,7 @@ PAPER, INK = (250, 249, 245), (60, 56, 50)
 
 
 def contact_sheet(
-    rows: list[list[Image.Image | None]], labels: list[str], title: str = "", scale: int = 1
+    rows: list[list[Image.Image | None]], labels: Sequence[str] = (), title: str = "", scale: int = 1
 ) -> Image.Image:
     """One row of pictures a list, under a title and over the labels of the columns; None leaves a place empty.
 
@@ -19,8 +21,8 @@ def contact_sheet(
     font = ImageFont.load_default(max(12, height // 18))
     line = int(font.size * 1.6)
     top = MARGIN + (line if title else 0)
-    columns = len(labels)
-    size = (MARGIN + columns * (width + MARGIN), top + len(rows) * (height + MARGIN) + line)
+    bottom = top + len(rows) * (height + MARGIN)
+    size = (MARGIN + len(rows[0]) * (width + MARGIN), bottom + (line if labels else 0))
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
@@ -31,7 +33,7 @@ def contact_sheet(
                 place = (MARGIN + column * (width + MARGIN), top + row * (height + MARGIN))
                 sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
     for column, label in enumerate(labels):
-        draw.text((MARGIN + column * (width + MARGIN) + width / 2, size[1] - line), label, INK, font, anchor="ma")
+        draw.text((MARGIN + column * (width + MARGIN) + width / 2, bottom), label, INK, font, anchor="ma")
     return sheet
 
 

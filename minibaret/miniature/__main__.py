@@ -2,6 +2,7 @@
 
 python -m minibaret.miniature train clip|vae|unet --hours H [--resume]
 python -m minibaret.miniature measure [--scenes N] [--samples FILE] [--json]
+python -m minibaret.miniature sweep [--scenes N]
 """
 
 import argparse
@@ -14,7 +15,7 @@ from ..weights import MINIATURE_FOLDER
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m minibaret.miniature", description="Train the miniature, or measure what it can do."
+        prog="python -m minibaret.miniature", description="Train the miniature, measure it, find its defaults."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -34,6 +35,11 @@ def main() -> None:
     command.add_argument("--json", action="store_true", help="print the scores as one JSON line last")
     command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
     command.set_defaults(run=_measure)
+
+    command = commands.add_parser("sweep", help="score settings on scenes kept for that")
+    command.add_argument("--scenes", type=int, default=8, help="edits a setting (default 8)")
+    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
+    command.set_defaults(run=_sweep)
 
     options = parser.parse_args()
     options.run(options)
@@ -60,10 +66,17 @@ def _measure(options: argparse.Namespace) -> None:
         print(f"{name:>26}  {value:.3f}")
     if options.samples:
         write_image(
-            contact_sheet([made[row : row + 8] for row in range(0, min(24, len(made)), 8)], [""] * 8), options.samples
+            contact_sheet([made[start : start + 8] for start in range(0, min(24, len(made)), 8)]), options.samples
         )
     if options.json:
         print(json.dumps({name: round(value, 4) for name, value in scores.items()}))
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from ..editor import load
+    from .sweep import sweep
+
+    sweep(load(options.weights), options.scenes, options.weights / "sweep.json", lambda line: print(json.dumps(line)))
 
 
 if __name__ == "__main__":

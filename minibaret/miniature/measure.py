@@ -88,10 +88,8 @@ def caption_distances(editor: Editor) -> dict[str, float]:
     for attribute in ("animal", "posture", "colour", "ground"):
         distances = []
         for animal in ANIMALS:
-            captions = [
-                s.caption() for s in variants(Scene(0, animal, POSTURES[animal][0], "brown", "grass"), attribute)
-            ]
-            for a, b in combinations(captions, 2):
+            scene = Scene(0, animal, POSTURES[animal][0], "brown", "grass")
+            for a, b in combinations([variant.caption() for variant in variants(scene, attribute)], 2):
                 ids = [torch.tensor([editor.model.tokenizer(text)]) for text in (a, b)]
                 end = (ids[0] == editor.model.tokenizer.end).int().argmax(-1)
                 distances.append(relative_distance(editor.embed(a), editor.embed(b), *ids, end).item())
