@@ -1,0 +1,76 @@
+"""What a path holds and whether it would load, in words: `minibaret inspect`."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..errors import InputError
+from ..models.configs import SD15, ModelConfig
+from .detect import Checkpoint, find_checkpoint
+from .files import StoredTensor, open_tensors, refuse_pickle
+from .loading import make
+from .strict import check, first, on_meta
+from .vocabulary import find_tokenizer, read_tokenizer_at
+
+
+def inspect(
+    path: Path, variant: str | None = None, tokenizer: Path | None = None, sizes: ModelConfig = SD15
+) -> Iterator[str]:
+    """Lines of a report on the weights at a path; reads headers only, no weights. See `load_model` for the arguments.
+
+    Raises InputError, after the lines that can be said, where `load_model` would raise it.
+    """
+    try:
+        checkpoint = find_checkpoint(path, variant, sizes)
+    except InputError:
+        yield from _contents(path)
+        raise
+    yield f"{path}: {checkpoint.layout}"
+    yield from _parts(checkpoint)
+    for part, tensors in checkpoint.parts.items():
+        check(on_meta(lambda part=part: make(part, checkpoint.config)), tensors, f"{path} ({part})")
+    file = find_tokenizer(path, tokenizer)
+    clip = read_tokenizer_at(file, checkpoint.config.text_encoder.vocabulary)
+    yield f"  {'tokenizer':<13} {clip.size:>7,} entries  {file}"
+    yield f"would load, as {checkpoint.config.name}"
+
+
+def _parts(checkpoint: Checkpoint) -> Iterator[str]:
+    for part, tensors in checkpoint.parts.items():
+        files = sorted({str(tensor.path) for tensor in tensors.values()})
+        yield _line(part, tensors, first(files) if checkpoint.path.is_dir() else "")
+    if checkpoint.ema:
+        yield "  the UNet is the moving average (EMA) of the weights in training; the latter are dropped"
+    if checkpoint.dropped:
+        yield f"  {'dropped':<13} {len(checkpoint.dropped):>7,} tensors  {first(sorted(checkpoint.dropped))}"
+
+
+def _contents(path: Path) -> Iterator[str]:
+    """What can be said of something that is no checkpoint: its safetensors files, their dtypes and sizes."""
+    if path.is_dir():
+        files = sorted(path.rglob("*.safetensors"))
+        yield f"{path}: folder with {len(list(path.iterdir()))} entries, {len(files)} safetensors files in all"
+    elif path.is_file():
+        files = [path]
+        yield f"{path}: file of {path.stat().st_size:,} bytes"
+    else:
+        return
+    for file in files:
+        try:
+            refuse_pickle(file)
+            tensors = open_tensors(file)
+        except InputError:
+            continue  # the caller's sentence says why
+        for group in sorted({_group(name) for name in tensors}):
+            name = group if file == path else f"{file.relative_to(path)} {group}"
+            yield _line(name, {key: value for key, value in tensors.items() if _group(key) == group})
+
+
+def _group(name: str) -> str:
+    return name.partition(".")[0] if "." in name else "others"
+
+
+def _line(name: str, tensors: Mapping[str, StoredTensor], note: str = "") -> str:
+    numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    dtypes = " + ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
+    return f"  {name:<13} {len(tensors):>7,} tensors  {numbers:>13,} parameters  {dtypes}  {note}".rstrip()

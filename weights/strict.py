@@ -1,0 +1,71 @@
+"""From stored tensors to a network, strictly: every tensor it has, no other, each of its shape."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .files import StoredTensor, open_tensors
+
+NAMED = 5  # tensors an error names
+
+
+def load_part(
+    make: Callable[[], nn.Module], path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """A network and the one file that holds its tensors under its own names → the network, frozen.
+
+    Raises InputError where the file is missing, broken or does not fit.
+    """
+    return fill(make, open_tensors(path), str(path), device, dtype)
+
+
+def fill(
+    make: Callable[[], nn.Module],
+    tensors: Mapping[str, StoredTensor],
+    source: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Builds a network without memory, then assigns it the tensors one by one; `source` is named in errors."""
+    module = on_meta(make)
+    check(module, tensors, source)
+    module.load_state_dict({name: tensor.read(device, dtype) for name, tensor in tensors.items()}, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network with shapes but neither memory nor values."""
+    with torch.device("meta"):
+        return make()
+
+
+def check(module: nn.Module, tensors: Mapping[str, StoredTensor], source: str) -> None:
+    """Raises InputError unless the tensors are the network's, by name, shape and kind of number."""
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    shapes = [
+        f"{name} has shape {list(tensors[name].shape)}, wanted {list(wanted[name])}"
+        for name in wanted.keys() & tensors.keys()
+        if tensors[name].shape != wanted[name]
+    ]
+    integers = [name for name, tensor in tensors.items() if not tensor.dtype.is_floating_point]
+    problems = [
+        (sorted(wanted.keys() - tensors.keys()), "missing"),
+        (sorted(tensors.keys() - wanted.keys()), "unknown"),
+        (sorted(shapes), "of the wrong shape"),
+        (sorted(integers), "not floating-point numbers"),
+    ]
+    said = "; ".join(f"{count(names)} {what}: {first(names)}" for names, what in problems if names)
+    if said:
+        raise InputError(f"{source} does not fit this {type(module).__name__}: {said}")
+
+
+def count(names: list) -> str:
+    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+
+
+def first(names: list[str]) -> str:
+    """The first few, and a sign that there are more."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
