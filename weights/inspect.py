@@ -8,8 +8,8 @@ from ..errors import InputError
 from ..models.configs import SD15, ModelConfig
 from .detect import Checkpoint, find_checkpoint
 from .files import StoredTensor, open_tensors, refuse_pickle
-from .loading import make
-from .strict import check, first, on_meta
+from .loading import prepare_networks
+from .strict import first
 from .vocabulary import find_tokenizer, read_tokenizer_at
 
 
@@ -27,8 +27,7 @@ def inspect(
         raise
     yield f"{path}: {checkpoint.layout}"
     yield from _parts(checkpoint)
-    for part, tensors in checkpoint.parts.items():
-        check(on_meta(lambda part=part: make(part, checkpoint.config)), tensors, f"{path} ({part})")
+    prepare_networks(checkpoint)
     file = find_tokenizer(path, tokenizer)
     clip = read_tokenizer_at(file, checkpoint.config.text_encoder.vocabulary)
     yield f"  {'tokenizer':<13} {clip.size:>7,} entries  {file}"

@@ -1,6 +1,7 @@
 """Weights of any layout to a `Model`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,8 +12,8 @@ from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import ClipTokenizer
 from ..models.unet import UNet
 from ..models.vae import VAE
-from .detect import find_checkpoint
-from .strict import fill
+from .detect import Checkpoint, find_checkpoint
+from .strict import fill, prepare
 from .vocabulary import find_tokenizer, read_tokenizer_at
 
 
@@ -41,15 +42,17 @@ def load_model(
     Raises InputError where something is missing, broken or does not fit.
     """
     checkpoint = find_checkpoint(path, variant, sizes)
-    config = checkpoint.config
-    clip = read_tokenizer_at(find_tokenizer(path, tokenizer), config.text_encoder.vocabulary)
-    networks = {
-        part: fill(lambda part=part: make(part, config), tensors, f"{path} ({part})", device, dtype)
+    networks = prepare_networks(checkpoint)
+    clip = read_tokenizer_at(find_tokenizer(path, tokenizer), checkpoint.config.text_encoder.vocabulary)
+    for part, network in networks.items():
+        fill(network, checkpoint.parts[part], device, dtype)
+    return Model(config=checkpoint.config, tokenizer=clip, **networks)
+
+
+def prepare_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
+    """The networks unet, vae and text_encoder, still without values. Raises InputError where the tensors do not fit."""
+    classes = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
+    return {
+        part: prepare(partial(classes[part], getattr(checkpoint.config, part)), tensors, f"{checkpoint.path} ({part})")
         for part, tensors in checkpoint.parts.items()
     }
-    return Model(config=config, tokenizer=clip, **networks)
-
-
-def make(part: str, config: ModelConfig) -> nn.Module:
-    """One of the networks "unet", "vae" and "text_encoder"."""
-    return {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}[part](getattr(config, part))

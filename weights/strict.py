@@ -19,31 +19,28 @@ def load_part(
 
     Raises InputError where the file is missing, broken or does not fit.
     """
-    return fill(make, open_tensors(path), str(path), device, dtype)
+    tensors = open_tensors(path)
+    return fill(prepare(make, tensors, str(path)), tensors, device, dtype)
+
+
+def prepare(make: Callable[[], nn.Module], tensors: Mapping[str, StoredTensor], source: str) -> nn.Module:
+    """The network on the meta device: no memory, no values. Raises InputError, naming `source`, if the tensors do not fit."""
+    with torch.device("meta"):
+        module = make()
+    _check(module, tensors, source)
+    return module
 
 
 def fill(
-    make: Callable[[], nn.Module],
-    tensors: Mapping[str, StoredTensor],
-    source: str,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    module: nn.Module, tensors: Mapping[str, StoredTensor], device: torch.device | str, dtype: torch.dtype
 ) -> nn.Module:
-    """Builds a network without memory, then assigns it the tensors one by one; `source` is named in errors."""
-    module = on_meta(make)
-    check(module, tensors, source)
+    """Gives a prepared network its tensors, one by one, and freezes it."""
     module.load_state_dict({name: tensor.read(device, dtype) for name, tensor in tensors.items()}, assign=True)
     return module.requires_grad_(False).eval()
 
 
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """The network with shapes but neither memory nor values."""
-    with torch.device("meta"):
-        return make()
-
-
-def check(module: nn.Module, tensors: Mapping[str, StoredTensor], source: str) -> None:
-    """Raises InputError unless the tensors are the network's, by name, shape and kind of number."""
+def _check(module: nn.Module, tensors: Mapping[str, StoredTensor], source: str) -> None:
+    """Every tensor of the network, no other, each of its shape, all floating-point."""
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     shapes = [
         f"{name} has shape {list(tensors[name].shape)}, wanted {list(wanted[name])}"
