@@ -244,7 +244,7 @@ def write_hugging_face(
     position_ids: bool = True,
     shards: int = 0,
 ) -> Path:
-    """A Hugging Face folder, or one variant of its files."""
+    """The safetensors files of a Hugging Face folder, or one variant of them."""
     parts = {part: dict(tensors) for part, tensors in weights.items()}
     if old_attention:
         for ours, theirs in OLD_ATTENTION:
@@ -271,8 +271,77 @@ def write_hugging_face(
             save_file({name: tensors[name] for name in names[i::shards]}, place / file)
             where |= dict.fromkeys(names[i::shards], file)
         (place / f"{stem}.safetensors.index{dot}.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    write_merges(folder / "tokenizer")
+    return folder
+
+
+def write_configs(folder: Path, config: ModelConfig, merges: list[tuple[str, str]] = MERGES) -> Path:
+    """The JSON files and the tokenizer of a Hugging Face folder, as Stable Diffusion 1.5 has them but for the sizes."""
+    unet, vae, text = config.unet, config.vae, config.text_encoder
+    cross = ["CrossAttn" if attention else "" for attention in unet.attention]
+    levels = len(vae.channels)
+    files = {
+        "model_index.json": {
+            "_class_name": "StableDiffusionPipeline",
+            "scheduler": ["diffusers", "PNDMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "unet/config.json": {
+            "_class_name": "UNet2DConditionModel",
+            "attention_head_dim": unet.heads,
+            "block_out_channels": unet.channels,
+            "cross_attention_dim": unet.context_width,
+            "down_block_types": [f"{kind}DownBlock2D" for kind in cross],
+            "in_channels": unet.latent_channels,
+            "layers_per_block": unet.layers_per_block,
+            "norm_num_groups": unet.groups,
+            "out_channels": unet.latent_channels,
+            "sample_size": 64,
+            "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(cross)],
+        },
+        "vae/config.json": {
+            "_class_name": "AutoencoderKL",
+            "block_out_channels": vae.channels,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "latent_channels": vae.latent_channels,
+            "layers_per_block": vae.layers_per_block,
+            "norm_num_groups": vae.groups,
+            "sample_size": 512,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        },
+        "text_encoder/config.json": {
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            "hidden_act": "quick_gelu",
+            "hidden_size": text.width,
+            "intermediate_size": text.mlp_width,
+            "max_position_embeddings": text.positions,
+            "num_attention_heads": text.heads,
+            "num_hidden_layers": text.layers,
+            "vocab_size": text.vocabulary,
+            "bos_token_id": 0,
+            "pad_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "scheduler/scheduler_config.json": {
+            "_class_name": "PNDMScheduler",
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "num_train_timesteps": 1000,
+            "set_alpha_to_one": False,
+            "skip_prk_steps": True,
+            "steps_offset": 1,
+        },
+        "tokenizer/tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77},
+        "tokenizer/vocab.json": vocabulary(merges),
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    write_merges(folder / "tokenizer", merges)
     return folder
 
 
@@ -283,6 +352,20 @@ def write_minibaret(folder: Path, weights: Weights, config: ModelConfig) -> Path
         save_file(tensors, folder / f"{part}.safetensors")
     write_merges(folder)
     return folder
+
+
+def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """vocab.json: CLIP's symbols for the 256 bytes, the same at the end of a word, the merges, start, end."""
+    themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    symbols = [chr(byte) for byte in themselves] + [chr(0x100 + i) for i in range(256 - len(themselves))]
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *(a + b for a, b in merges)]
+    return {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+
+
+def full_merges() -> list[tuple[str, str]]:
+    """As many merges as CLIP has, made up: any two symbols, the second of which ends a word."""
+    symbols = list(vocabulary([]))[:256]
+    return [(a, b + "</w>") for b in symbols for a in symbols][:48_894]
 
 
 def write_merges(folder: Path, merges: list[tuple[str, str]] = MERGES) -> Path:

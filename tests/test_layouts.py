@@ -10,6 +10,7 @@ from checkpoints import (
     Weights,
     ldm_tensors,
     random_weights,
+    write_configs,
     write_hugging_face,
     write_merges,
     write_minibaret,
@@ -96,11 +97,11 @@ def test_single_file_of_a_fine_tune(tmp_path, weights, options):
 @pytest.mark.parametrize("old_attention", [True, False])
 def test_hugging_face_folder(tmp_path, weights, old_attention, text_model, position_ids):
     options = {"old_attention": old_attention, "text_model": text_model, "position_ids": position_ids}
-    assert same(load_model(write_hugging_face(tmp_path, weights, **options), sizes=TINY), weights)
+    assert same(load_model(write_hugging_face(write_configs(tmp_path, TINY), weights, **options), sizes=TINY), weights)
 
 
 def test_sharded_hugging_face_folder(tmp_path, weights):
-    write_hugging_face(tmp_path, weights, shards=3)
+    write_hugging_face(write_configs(tmp_path, TINY), weights, shards=3)
     assert same(load_model(tmp_path, sizes=TINY), weights)
     write_hugging_face(tmp_path, random_weights(TINY, 1), shards=2, variant="fp16", dtype=torch.float16)
     assert same(load_model(tmp_path, sizes=TINY), weights)
@@ -111,7 +112,7 @@ def test_sharded_hugging_face_folder(tmp_path, weights):
 def test_variants(tmp_path, weights):
     """One folder with both spellings of the VAE, as the real one has them, and a UNet that has one variant more."""
     half, trained = random_weights(TINY, 1), random_weights(TINY, 2)
-    write_hugging_face(tmp_path, weights, old_attention=True)
+    write_hugging_face(write_configs(tmp_path, TINY), weights, old_attention=True)
     write_hugging_face(tmp_path, half, variant="fp16", dtype=torch.float16)
     save_file(trained["unet"], tmp_path / "unet" / "diffusion_pytorch_model.non_ema.safetensors")
     assert same(load_model(tmp_path, sizes=TINY), weights)
@@ -155,7 +156,7 @@ def test_a_header_of_odd_length_loads(tmp_path, weights):
 
 
 def test_loading_draws_no_random_numbers(tmp_path, weights):
-    path = write_hugging_face(tmp_path, weights)
+    path = write_hugging_face(write_configs(tmp_path, TINY), weights)
     before = torch.get_rng_state()
     model = load_model(path, sizes=TINY)
     assert torch.equal(before, torch.get_rng_state())
@@ -174,7 +175,7 @@ def test_tokenizer_beside_a_single_file(tmp_path, weights, ldm, place):
 def test_inspect_reports_each_layout(tmp_path, weights, ldm):
     for path, layout in (
         (write_single(tmp_path / "single.safetensors", ldm), "single file, LDM names"),
-        (write_hugging_face(tmp_path / "hf", weights), "Hugging Face folder"),
+        (write_hugging_face(write_configs(tmp_path / "hf", TINY), weights), "Hugging Face folder"),
         (write_minibaret(tmp_path / "own", weights, TINY), "minibaret folder"),
     ):
         lines = list(inspect(path, sizes=TINY))

@@ -24,7 +24,7 @@ def load_part(
 
 
 def prepare(make: Callable[[], nn.Module], tensors: Mapping[str, StoredTensor], source: str) -> nn.Module:
-    """The network on the meta device: no memory, no values. Raises InputError, naming `source`, if the tensors do not fit."""
+    """The network without memory or values. Raises InputError, naming `source`, where the tensors do not fit."""
     with torch.device("meta"):
         module = make()
     _check(module, tensors, source)
