@@ -67,10 +67,8 @@ def load(options: argparse.Namespace) -> None:
     for (name, *_, dtype), both in zip(LOADS, rows.values()):
         weights = SD15_PARAMETERS * (4 if dtype == "float32" else 2) / 1e9
         for who, row in both.items():
-            part = row["peak_gb"]["median"] / weights
-            print(
-                f"| {name} | {who} | {shown(row['load'])} | {shown(row['ready'])} | {shown(row['peak_gb'])} | {part:.0%} |"
-            )
+            part = f"{row['peak_gb']['median'] / weights:.0%}"
+            print("|", " | ".join([name, who, *(shown(figure) for figure in row.values()), part]), "|")
         ratios = [both["minibaret"][key]["median"] / both["diffusers"][key]["median"] for key in row]
         print(f"| | ratio | {ratios[0]:.2f} | {ratios[1]:.2f} | {ratios[2]:.2f} | |")
     if options.json:

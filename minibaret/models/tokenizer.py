@@ -31,7 +31,7 @@ class ClipTokenizer:
         )
         _split_like_clip(self._tokenizer)
         # as in CLIP, a text that spells one of the two out means the token
-        self._tokenizer.add_special_tokens([AddedToken(token, normalized=True) for token in (START, END)])
+        self._tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (START, END)])
 
     @classmethod
     def from_merges(cls, path: Path) -> "ClipTokenizer":
