@@ -37,7 +37,7 @@ def within():
     """Asserts that a measured figure is at most its limit, and has it printed at the end of the run."""
 
     def check(what: str, value: float, limit: float) -> None:
-        FIGURES.append(f"{what:<64} {value:9.2e}  of {limit:.0e}")
+        FIGURES.append(f"{what:<64} {value:9.2e}  of {limit:.2g}")
         assert value <= limit, FIGURES[-1]
 
     return check

@@ -5,6 +5,10 @@ are random in both.
 """
 
 import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,6 +194,18 @@ def test_low_precision(files, model, within, dtype):
     for name, (ours, exact) in pairs.items():
         assert ours.dtype == dtype
         within(f"{config.name}: {name}, {str(dtype)[6:]} against float32", error(ours.float(), exact), 3e-2)
+
+
+@pytest.mark.parametrize("files", SIZES[1:], indirect=True)
+@pytest.mark.parametrize(("which", "dtype"), [("folder", "float32"), ("folder", "bfloat16"), ("single", "float16")])
+def test_peak_memory(files, within, which, dtype):
+    """Of a process that loads and then reads a number of every page: the weights in their final dtype and 15 %."""
+    path = files[0] if which == "folder" else files[1]
+    command = [sys.executable, Path(__file__).parents[1] / "bench.py", "load-once", "minibaret", path, "-", dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    weights = 1_066_235_307 * getattr(torch, dtype).itemsize
+    peak = json.loads(done.stdout.splitlines()[-1])["peak_gb"] * 1e9
+    within(f"full: peak memory over weights, {which}, float32 → {dtype}", peak / weights, 1.15)
 
 
 def ddim(inverse: bool = False):

@@ -83,8 +83,11 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     if size < 10:
         raise InputError(f"{path} is not a safetensors file: it has {size} bytes")
-    with path.open("rb") as file:
-        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    try:
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     header_end = 8 + int.from_bytes(pages[:8], "little")
     if pages[8:9] != b"{":
         raise InputError(f"{path} is not a safetensors file: {_looks_like(pages[:64])}")

@@ -9,7 +9,7 @@ from ..models.configs import SD15, ModelConfig
 from .detect import Checkpoint, find_checkpoint
 from .files import StoredTensor, open_tensors, refuse_pickle
 from .loading import prepare_networks
-from .strict import first
+from .strict import NAMED, first
 from .vocabulary import find_tokenizer, read_tokenizer_at
 
 
@@ -47,26 +47,28 @@ def _parts(checkpoint: Checkpoint) -> Iterator[str]:
 def _contents(path: Path) -> Iterator[str]:
     """What can be said of something that is no checkpoint: its safetensors files, their dtypes and sizes."""
     if path.is_dir():
-        files = sorted(path.rglob("*.safetensors"))
-        yield f"{path}: folder with {len(list(path.iterdir()))} entries, {len(files)} safetensors files in all"
+        files = sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")])
+        yield f"{path}: folder with {len(list(path.iterdir()))} entries, {len(files)} safetensors files"
+        for file in files:
+            yield _line(str(file.relative_to(path)), _readable(file))
     elif path.is_file():
-        files = [path]
         yield f"{path}: file of {path.stat().st_size:,} bytes"
-    else:
-        return
-    for file in files:
-        try:
-            refuse_pickle(file)
-            tensors = open_tensors(file)
-        except InputError:
-            continue  # the caller's sentence says why
-        for group in sorted({_group(name) for name in tensors}):
-            name = group if file == path else f"{file.relative_to(path)} {group}"
-            yield _line(name, {key: value for key, value in tensors.items() if _group(key) == group})
+        tensors = _readable(path)
+        groups = sorted({name.partition(".")[0] for name in tensors})
+        if len(groups) > NAMED:
+            yield _line("tensors", tensors)
+        else:
+            for group in groups:
+                yield _line(group, {name: tensors[name] for name in tensors if name.partition(".")[0] == group})
 
 
-def _group(name: str) -> str:
-    return name.partition(".")[0] if "." in name else "others"
+def _readable(file: Path) -> dict[str, StoredTensor]:
+    """A file's tensors; none where it is broken or no safetensors file, which the caller's sentence then says."""
+    try:
+        refuse_pickle(file)
+        return open_tensors(file)
+    except InputError:
+        return {}
 
 
 def _line(name: str, tensors: Mapping[str, StoredTensor], note: str = "") -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from .files import StoredTensor, open_tensors
@@ -25,7 +26,7 @@ def load_part(
 
 def prepare(make: Callable[[], nn.Module], tensors: Mapping[str, StoredTensor], source: str) -> nn.Module:
     """The network without memory or values. Raises InputError, naming `source`, where the tensors do not fit."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         module = make()
     _check(module, tensors, source)
     return module
@@ -57,6 +58,16 @@ def _check(module: nn.Module, tensors: Mapping[str, StoredTensor], source: str) 
     said = "; ".join(f"{count(names)} {what}: {first(names)}" for names, what in problems if names)
     if said:
         raise InputError(f"{source} does not fit this {type(module).__name__}: {said}")
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves parameters as they are made. On the meta device initialising does nothing, but imports seconds of PyTorch."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def count(names: list) -> str:
