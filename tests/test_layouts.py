@@ -1,6 +1,8 @@
 """Every layout of the same random weights gives the same parameters, bit for bit; the names are the real files'."""
 
 import collections
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -162,6 +164,13 @@ def test_loading_draws_no_random_numbers(tmp_path, weights):
     assert torch.equal(before, torch.get_rng_state())
     assert not any(p.requires_grad for part in PARTS for p in getattr(model, part).parameters())
     assert not any(getattr(model, part).training for part in PARTS)
+
+
+def test_loading_initialises_nothing(tmp_path, weights):
+    """In a process of its own: initialising on the meta device would import PyTorch's compiler, which takes seconds."""
+    path = write_minibaret(tmp_path, weights, TINY)
+    code = f"import sys, minibaret; minibaret.load({str(path)!r}, 'cpu'); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("place", ["tokenizer", "."])
