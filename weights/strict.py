@@ -61,7 +61,7 @@ def _check(module: nn.Module, tensors: Mapping[str, StoredTensor], source: str) 
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves parameters as they are made: initialising does nothing on the meta device, but imports a lot of PyTorch."""
+    """Leaves parameters as they are made: initialising does nothing on the meta device but import a lot of PyTorch."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
