@@ -237,7 +237,10 @@ BAD = [
 @pytest.mark.parametrize(("make", "sentence"), BAD, ids=lambda value: getattr(value, "__name__", ""))
 def test_bad_weights_are_one_sentence_and_exit_code_2(tmp_path, capsys, weights, make, sentence):
     path = make(tmp_path, weights)
-    for arguments in (["inspect", str(path)], ["edit", "dog.png", "a dog", "--weights", str(path), "--device", "cpu"]):
+    for arguments in (
+        ["inspect", str(path)],
+        ["edit", "dog.png", "a dog", "-o", str(tmp_path / "o.png"), "--weights", str(path)],
+    ):
         assert main(arguments) == 2
         said = capsys.readouterr()
         assert said.err.startswith("minibaret: ") and said.err.count("\n") == 1 and sentence in said.err

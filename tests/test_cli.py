@@ -96,25 +96,6 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, dog,
     assert set(tmp_path.iterdir()) == before
 
 
-def test_weights_that_are_not_what_they_should_be(tmp_path, dog, capsys):
-    from minibaret.weights import MINIATURE_FOLDER
-
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    arguments = ("edit", dog, "a dog", "-o", tmp_path / "o.png", "--weights", folder)
-    assert "holds no config.json" in refused(capsys, *arguments)
-    for name in ("config.json", "merges.txt", "text_encoder.safetensors", "vae.safetensors"):
-        (folder / name).write_bytes((MINIATURE_FOLDER / name).read_bytes())
-    assert "there is no file" in refused(capsys, *arguments)
-    whole = (MINIATURE_FOLDER / "unet.safetensors").read_bytes()
-    (folder / "unet.safetensors").write_bytes(whole[: len(whole) // 2])
-    assert "is not a whole safetensors file" in refused(capsys, *arguments)
-    (folder / "unet.safetensors").write_bytes((MINIATURE_FOLDER / "vae.safetensors").read_bytes())
-    assert "does not fit this UNet" in refused(capsys, *arguments)
-    (folder / "config.json").write_text("{}")
-    assert "is not a minibaret config" in refused(capsys, *arguments)
-
-
 def test_evaluate_prints_one_json_line_last(capsys):
     assert main(["evaluate", "--scenes", "1", "--kind", "posture", "--method", "baret", "--json", *QUICK]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])["methods"]["baret"]

@@ -10,9 +10,9 @@ from ..evaluation import evaluate
 from .scene import SWEEP_SEEDS
 
 GRID = {
-    "guidance": (2.0, 3.0, 5.0, 7.5),
-    "learning_rate": (1e-3, 1e-2),
-    "transition": ((0.8, 0.1), (0.6, 0.1)),
+    "guidance": (3.0, 7.5),
+    "learning_rate": (1e-2, 1e-3),
+    "tolerance": ((1e-4, 5e-5),),
 }
 
 
