@@ -1,4 +1,4 @@
-"""Attention maps in PyTorch, a head and a chunk of queries at a time, so that a whole map of every head never exists."""
+"""Attention maps in PyTorch, a head and a chunk of queries at a time: the whole maps of all heads never exist."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The operator as one fused kernel: what it can take, in which configuration it runs, and the PyTorch operator around it.
+"""The operator as one fused kernel: what it can take, in which configuration it runs, the PyTorch operator around it.
 
 Triton is imported when the first kernel is launched, not before. There is no backward pass.
 """
@@ -38,7 +38,7 @@ CONFIGURATIONS = {
     80: {
         64: Configuration(128, 64, 8, 2),
         80: Configuration(128, 32, 8, 3),
-        160: Configuration(64, 32, 8, 2),
+        160: Configuration(32, 32, 4, 2),
     },
     90: {
         64: Configuration(128, 64, 8, 2),
@@ -46,19 +46,19 @@ CONFIGURATIONS = {
         160: Configuration(64, 32, 4, 2),
     },
 }
-SHORT = 128  # keys; at most so many are cross-attention to a text
-SHORT_CONFIGURATIONS = {80: Configuration(64, 32, 4, 2), 160: Configuration(64, 32, 8, 2)}
-MAPS = Configuration(64, 64, 4, 2)
+FEW = 128  # keys; cross-attention to a text has at most so many
+FEW_KEYS = {
+    80: {80: Configuration(64, 32, 4, 2), 160: Configuration(32, 32, 4, 2)},
+    90: {160: Configuration(64, 32, 4, 2)},
+}
+MAPS = Configuration(32, 64, 4, 2)
 INTERPRETER = Configuration(64, 64, 1, 1)
 
 
 def configuration(capability: int, features: int, keys: int) -> Configuration:
-    """capability: 80 for 8.0, 90 for 9.0, …; those in between and after run what the one before them runs."""
-    if keys <= SHORT:
-        table = SHORT_CONFIGURATIONS
-    else:
-        # 9.0 and 10.0 have the shared memory that 9.0's configurations want; 12.0 has as little as 8.6
-        table = CONFIGURATIONS[90 if 90 <= capability < 110 else 80]
+    """capability: 80 for 8.0, 90 for 9.0, …; 9.0 and 10.0 have the shared memory that 9.0's configurations want, all
+    others run those of 8.0."""
+    table = (FEW_KEYS if keys <= FEW else CONFIGURATIONS)[90 if 90 <= capability < 110 else 80]
     return next(table[most] for most in table if features <= most)
 
 
@@ -80,10 +80,16 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     if q.shape[-1] % CHUNK or q.shape[-1] > MAX_FEATURES:
         return f"it takes head dimensions that are multiples of 8 up to {MAX_FEATURES}, got {q.shape[-1]}"
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.stride(-1) != 1 or x.storage_offset() % CHUNK or any(stride % CHUNK for stride in x.stride()[:-1]):
+        if x.numel() >= 2**31:
+            return f"it takes tensors of less than 2**31 elements, {name} has {x.numel()}"
+        if x.stride(-1) != 1 or any(stride % CHUNK for stride in x.stride()[:-1]):
             return (
-                "it copies 16 bytes at a time: features must be adjacent and the other strides and the offset "
-                f"multiples of 8 elements, {name} has strides {tuple(x.stride())} and offset {x.storage_offset()}"
+                f"it copies 16 bytes at a time: features must be adjacent and the other strides multiples of {CHUNK}, "
+                f"the strides of {name} are {tuple(x.stride())}"
+            )
+        if not torch.compiler.is_compiling() and x.storage_offset() % CHUNK:  # a compiler cannot see it; launch looks
+            return (
+                f"it copies 16 bytes at a time: {name} must begin at one, its offset is {x.storage_offset()} elements"
             )
     return None
 
@@ -94,9 +100,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = No
     return fused_attention(q, k, v, list(range(v.shape[0]) if source is None else source), False)[0]
 
 
-def attention_and_lse(
-    q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = None
-) -> tuple[Tensor, Tensor]:
+def attention_and_lse(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
     """The same, and (B, H, N) float32: the logarithm of the sum of exp(q kᵀ / √D) over the keys, of each row's map."""
     _require(q, k, v)
     return fused_attention(q, k, v, list(range(v.shape[0]) if source is None else source), True)
@@ -126,12 +130,12 @@ def _outputs(q: Tensor, v: Tensor, lse: bool) -> tuple[Tensor, Tensor]:
     return q.new_empty((rows, q.shape[1], heads, features)), sums
 
 
-def launch(
-    q: Tensor, k: Tensor, v: Tensor, source: Sequence[int], out: Tensor, lse: Tensor | None
-) -> None:
+def launch(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int], out: Tensor, lse: Tensor | None) -> None:
     """Writes every element of out (B, N, H, D), contiguous, and of lse (B, H, N) where it is given."""
     from . import triton_kernels
 
+    if any(x.data_ptr() % 16 for x in (q, k, v)):
+        raise ValueError("the Triton kernel copies 16 bytes at a time: q, k and v must begin at a multiple of 16 bytes")
     tokens, heads, features = q.shape[1:]
     keys = k.shape[1]
     chosen = _configuration(q, keys)
@@ -184,7 +188,7 @@ def _table(source: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def attention_maps(q: Tensor, k: Tensor, queries: Tensor, keys: Tensor, mean: bool) -> Tensor:
-    """(G, heads, queries, keys) float32, one mean head if `mean`; queries, keys: token indices, int64, on the device."""
+    """(G, heads, queries, keys) float32, one mean head if `mean`; queries, keys: indices on the device."""
     from . import triton_kernels
 
     _require(q, k, k)

@@ -37,20 +37,22 @@ def forward(
     second = tl.load(entry + 2).to(tl.int64)
     Q += (source * q_row + head * q_head) * CHUNK
     K += (source * k_row + head * k_head) * CHUNK
-    V += head * v_head * CHUNK
-    OUT += head * o_head * CHUNK
+    V += (first * v_row + head * v_head) * CHUNK
+    OUT += (first * o_row + head * o_head) * CHUNK
     LSE += head * N
+    v_gap = ((second - first) * v_row * CHUNK).to(tl.int32)  # triton_attention refuses tensors of 2³¹ elements
+    o_gap = ((second - first) * o_row * CHUNK).to(tl.int32)
     if second >= 0:
-        _attend(Q, K, V, OUT, LSE, queries, first, second, q_token, k_token, v_row, v_token, o_row, o_token,
+        _attend(Q, K, V, OUT, LSE, queries, first, second, q_token, k_token, v_token, v_gap, o_token, o_gap,
                 N, M, H, scale, D, LOW, HIGH, BLOCK_M, BLOCK_N, WHOLE, WRITE_LSE, UPCAST, 2)  # fmt: skip
     else:
-        _attend(Q, K, V, OUT, LSE, queries, first, first, q_token, k_token, v_row, v_token, o_row, o_token,
+        _attend(Q, K, V, OUT, LSE, queries, first, first, q_token, k_token, v_token, v_gap, o_token, o_gap,
                 N, M, H, scale, D, LOW, HIGH, BLOCK_M, BLOCK_N, WHOLE, WRITE_LSE, UPCAST, 1)  # fmt: skip
 
 
 @triton.jit
 def _attend(
-    Q, K, V, OUT, LSE, queries, first, second, q_token, k_token, v_row, v_token, o_row, o_token,
+    Q, K, V, OUT, LSE, queries, first, second, q_token, k_token, v_token, v_gap, o_token, o_gap,
     N, M, H, scale,
     D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     WHOLE: tl.constexpr, WRITE_LSE: tl.constexpr, UPCAST: tl.constexpr, SHARE: tl.constexpr,
@@ -71,22 +73,22 @@ def _attend(
         weights, shrink, peak, total = _softmax_step(scores, peak, total, scale)
         weights = weights.to(V.dtype.element_ty)
         tile = V + keys[:, None] * (v_token * CHUNK)
-        offsets, inside = _columns(0, first, second, v_row, D, SHARE, WIDTH_0)
+        offsets, inside = _columns(0, v_gap, D, SHARE, WIDTH_0)
         v_0 = _load(tile + offsets, (keys < M)[:, None], inside, not WHOLE, WIDTH_0 > SHARE * D)
         out_0 = _dot(weights, v_0, out_0 * shrink[:, None], UPCAST)
         if HIGH > 0:
-            offsets, inside = _columns(SHARE * LOW, first, second, v_row, D, SHARE, WIDTH_1)
+            offsets, inside = _columns(SHARE * LOW, v_gap, D, SHARE, WIDTH_1)
             v_1 = _load(tile + offsets, (keys < M)[:, None], inside, not WHOLE, SHARE * LOW + WIDTH_1 > SHARE * D)
             out_1 = _dot(weights, v_1, out_1 * shrink[:, None], UPCAST)
     if WRITE_LSE:
         lse = (peak + tl.log2(total)) * LN_2
         tl.store(LSE + first * H * N + queries, lse, real)
         tl.store(LSE + second * H * N + queries, lse, real)
-    offsets, inside = _columns(0, first, second, o_row, D, SHARE, WIDTH_0)
+    offsets, inside = _columns(0, o_gap, D, SHARE, WIDTH_0)
     places = OUT + queries[:, None] * (o_token * CHUNK) + offsets
     tl.store(places, (out_0 / total[:, None]).to(OUT.dtype.element_ty), real[:, None] & inside)
     if HIGH > 0:
-        offsets, inside = _columns(SHARE * LOW, first, second, o_row, D, SHARE, WIDTH_1)
+        offsets, inside = _columns(SHARE * LOW, o_gap, D, SHARE, WIDTH_1)
         places = OUT + queries[:, None] * (o_token * CHUNK) + offsets
         tl.store(places, (out_1 / total[:, None]).to(OUT.dtype.element_ty), real[:, None] & inside)
 
@@ -154,10 +156,7 @@ def _softmax_step(scores, peak, total, scale):
 def _parts(X, tokens, there, stride, D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, RAGGED: tl.constexpr):
     """The features of some tokens as two tiles [tokens, LOW] and [tokens, HIGH]; zeros where there is nothing."""
     low = _tile(X, tokens, there, stride, 0, D, LOW, RAGGED)
-    if HIGH > 0:
-        high = _tile(X, tokens, there, stride, LOW, D, HIGH, RAGGED)
-    else:
-        high = low
+    high = _tile(X, tokens, there, stride, LOW, D, HIGH, RAGGED) if HIGH > 0 else low
     return low, high
 
 
@@ -183,14 +182,11 @@ def _load(places, rows, columns, CHECK_ROWS: tl.constexpr, CHECK_COLUMNS: tl.con
 
 
 @triton.jit
-def _columns(START: tl.constexpr, first, second, row_stride, D: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr):
-    """Where columns START … START + WIDTH of a pair's values lie, and which of them exist: [1, WIDTH] each."""
+def _columns(START: tl.constexpr, gap, D: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr):
+    """Where columns START … START + WIDTH of a pair's values lie, seen from the first row, and which of them exist:
+    [1, WIDTH] each. gap: elements from the first row to the second."""
     columns = START + tl.arange(0, WIDTH)
-    if SHARE == 2:
-        rows = tl.where(columns < D, first, second)
-        offsets = rows * (row_stride * CHUNK) + columns % D
-    else:
-        offsets = first * (row_stride * CHUNK) + columns
+    offsets = tl.where(columns < D, columns, columns - D + gap) if SHARE == 2 else columns
     offsets = tl.max_contiguous(tl.multiple_of(offsets, CHUNK), CHUNK)  # D is a multiple of CHUNK
     return offsets[None, :], (columns < SHARE * D)[None, :]
 

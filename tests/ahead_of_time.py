@@ -1,6 +1,6 @@
 """Compiles kernels for GPUs that are not there and reads what became of them off the machine code.
 
-    python tests/ahead_of_time.py sm_90 self 40 fp16    prints one line of JSON
+    python tests/ahead_of_time.py sm_90,self,40,fp16 …    prints a line of JSON for each
 
 Run as a process of its own, without TRITON_INTERPRET.
 """
@@ -19,34 +19,35 @@ from triton.compiler import ASTSource
 from minibaret.kernels import triton_attention, triton_kernels
 
 TOKENS = {40: 4096, 80: 1024, 160: 256}  # of Stable Diffusion 1.5's sites, by head dimension
+RAGGED = 36 * 36  # of a picture 576 pixels wide: no multiple of a step's keys
 TEXT = 77
 HEADS = 8
 
 
 def compiled(capability: int, kind: str, features: int, dtype: str) -> dict:
-    """kind: "self", "cross" or "maps"; dtype: "fp16" or "bf16". Registers a thread, bytes of shared memory a block and
-    bytes spilled, and how many matrix instructions and 16-byte copies the kernel has."""
-    tokens = TOKENS.get(features, 1024)
+    """kind: "self", "ragged" (self-attention whose tokens do not fill the last step), "cross" or "maps"; dtype: "fp16"
+    or "bf16". Registers a thread, bytes of shared memory a block, bytes spilled, matrix instructions, copies to shared
+    memory."""
+    tokens = RAGGED if kind == "ragged" else TOKENS.get(features, 1024)
     keys = TEXT if kind == "cross" else tokens
-    token_stride = HEADS * features // 8
-    strides = [tokens * token_stride, token_stride, features // 8]
+    of_queries, of_keys = (_strides(length, features) for length in (tokens, keys))
     if kind == "maps":
         chosen, kernel = triton_attention.MAPS, triton_kernels.maps
         names = {"Q": dtype, "K": dtype, "OUT": "fp32", "QUERIES": "i32", "KEYS": "i32"}
-        numbers = [*strides, *strides, tokens, tokens, keys, 1, 0.1]
+        numbers = [*of_queries, *of_keys, tokens, tokens, keys, 1, 0.1]
         constants = {**triton_attention.constants(features, keys, chosen), "HEADS": HEADS, "UPCAST": False}
         del constants["WHOLE"]
     else:
         chosen, kernel = triton_attention.configuration(capability, features, keys), triton_kernels.forward
         names = {"Q": dtype, "K": dtype, "V": dtype, "OUT": dtype, "LSE": "fp32", "TABLE": "i32"}
-        numbers = [*strides, *strides, *strides, *strides, tokens, keys, HEADS, 0.1]
+        numbers = [*of_queries, *of_keys, *of_keys, *of_queries, tokens, keys, HEADS, 0.1]
         constants = {**triton_attention.constants(features, keys, chosen), "WRITE_LSE": False, "UPCAST": False}
     numbers = dict(zip([name for name in kernel.arg_names if name not in names and name not in constants], numbers))
-    signature = {name: f"*{kind}" for name, kind in names.items()}
+    signature = {name: f"*{element}" for name, element in names.items()}
     signature |= {name: "i32" if isinstance(value, int) else "fp32" for name, value in numbers.items()}
     signature |= dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in kernel.arg_names}
-    aligned = [name for name in names] + [name for name, value in numbers.items() if value % 16 == 0]  # as at run time
+    aligned = list(names) + [name for name, value in numbers.items() if value % 16 == 0]  # as at run time
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(kernel, signature, constants, attributes)
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=chosen.options)
@@ -55,6 +56,11 @@ def compiled(capability: int, kind: str, features: int, dtype: str) -> dict:
         "shared_memory": result.metadata.shared,
         **_read(result.asm["cubin"], result.asm["ptx"], capability),
     }
+
+
+def _strides(tokens: int, features: int) -> list[int]:
+    """Of rows, tokens and heads, in chunks of 8 elements."""
+    return [tokens * HEADS * features // 8, HEADS * features // 8, features // 8]
 
 
 def _read(cubin: bytes, ptx: str, capability: int) -> dict:
@@ -73,8 +79,7 @@ def _read(cubin: bytes, ptx: str, capability: int) -> dict:
         "spilled": spilled,
         "matrix_instructions": len(re.findall(r"\b(?:HGMMA|HMMA)\.", sass)),
         "warpgroup_instructions": len(re.findall(r"\bHGMMA\.", sass)),
-        "copies_16": len(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x10", ptx)),
-        "copies": len(re.findall(r"cp\.async\.c[ag]\.shared\.global", ptx)),
+        "narrow_copies": len(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x4", ptx)),
         "local_accesses": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
     }
 
@@ -96,5 +101,7 @@ def _output(*command) -> str:
 
 
 if __name__ == "__main__":
-    architecture, kind, features, dtype = sys.argv[1:]
-    print(json.dumps(compiled(int(architecture.removeprefix("sm_")), kind, int(features), dtype)))
+    for case in sys.argv[1:]:
+        architecture, kind, features, dtype = case.split(",")
+        found = compiled(int(architecture.removeprefix("sm_")), kind, int(features), dtype)
+        print(json.dumps({"case": case, **found}), flush=True)
