@@ -54,8 +54,7 @@ def in_turns(ways: dict[str, Callable[[], object]], rounds: int, device: torch.d
     times = {name: [] for name in ways}
     for _ in range(rounds):
         for name, run in ways.items():
-            with record_function(name):
-                times[name].append(_milliseconds(run, calls[name], device))
+            times[name].append(_milliseconds(run, calls[name], device))
     return times
 
 
@@ -83,15 +82,13 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-@contextlib.contextmanager
-def traced(path: Path | None):
-    """Writes a Chrome trace of what happens inside, where a file is given."""
-    if path is None:
-        yield
-        return
+def trace(runs: dict[str, Callable[[], object]], path: Path) -> None:
+    """Runs everything once more, under the profiler, and writes a Chrome trace with a named range for each."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with profile(activities=activities) as profiled:
-        yield
+        for name, run in runs.items():
+            with record_function(name):
+                run()
     profiled.export_chrome_trace(str(path))
     print(f"{path}: Chrome trace; open it at chrome://tracing or ui.perfetto.dev")
 
@@ -187,35 +184,35 @@ def bench_attention(options: argparse.Namespace) -> None:
         raise InputError(f"sites must be of {', '.join(sites(model))}, got {', '.join(options.sites)}")
     facts = card(options, heads=heads, rounds=options.rounds, injected=options.attention)
     columns = f"{'site':>10} {'rows':>4} {'way':>13} {'median':>10} {'half within':>19} {'of plain':>8}"
-    print(f"\n{columns} {'GFLOP':>7} {'MB moved':>9} {'MB peak':>8}" + options.predict * "   of plain, predicted")
-    table = []
-    with traced(options.trace):
-        for site, (queries, keys, features) in shapes.items():
-            for rows in options.rows:
-                torch.manual_seed(0)
-                make = {"device": options.device, "dtype": options.dtype}
-                q, k, v = (torch.randn(rows, tokens, heads, features, **make) for tokens in (queries, keys, keys))
-                shape = Shape(rows, len(set(SOURCES[rows])), queries, keys, heads, features)
-                run = ways(q, k, v, SOURCES[rows], options.attention)
-                if 3 * rows * heads * queries * keys * q.element_size() > options.memory * 1e9:
-                    del run["materialised"]
-                    print(f"{site:>10} {rows:>4}  materialised maps would not fit into {options.memory:g} GB")
-                with record_function(f"{site}, {rows} rows"):
-                    times = in_turns(run, options.rounds, options.device)
-                for way, values in times.items():
-                    line = {"site": site, "rows": rows, "implementation": way, **spread(values)}
-                    line["ratio_to_plain"] = round(line["median_ms"] / spread(times["plain"])["median_ms"], 4)
-                    need = work(way, shape, q.element_size())
-                    line |= {"flops": need.flops, "bytes_moved": need.bytes}
-                    line["peak_bytes"] = peak_bytes(run[way], options.device)
-                    if options.predict:
-                        line["predicted_ratio"] = predicted(way, shape, options.predict)
-                    table.append(line)
-                    _print_attention(line)
+    print(f"\n{columns} {'GFLOP':>7} {'MB moved':>9} {'MB peak':>8}" + bool(options.predict) * "   of plain, predicted")
+    table, traced = [], {}
+    for site, (queries, keys, features) in shapes.items():
+        for rows in options.rows:
+            torch.manual_seed(0)
+            make = {"device": options.device, "dtype": options.dtype}
+            q, k, v = (torch.randn(rows, tokens, heads, features, **make) for tokens in (queries, keys, keys))
+            shape = Shape(rows, len(set(SOURCES[rows])), queries, keys, heads, features)
+            runs = ways(q, k, v, SOURCES[rows], options.attention)
+            if 3 * rows * heads * queries * keys * q.element_size() > options.memory * 1e9:
+                del runs["materialised"]
+                print(f"{site:>10} {rows:>4}  materialised maps would not fit into {options.memory:g} GB")
+            times = in_turns(runs, options.rounds, options.device)
+            for way, run in runs.items():
+                line = {"site": site, "rows": rows, "implementation": way, **spread(times[way])}
+                line["ratio_to_plain"] = round(line["median_ms"] / statistics.median(times["plain"]), 4)
+                need = work(way, shape, q.element_size())
+                line |= {"flops": need.flops, "bytes_moved": need.bytes, "peak_bytes": peak_bytes(run, options.device)}
+                if options.predict:
+                    line["predicted_ratio"] = predicted(way, shape, options.predict)
+                table.append(line)
+                traced[f"{site}, {rows} rows, {way}"] = run
+                _print_attention(line)
     if options.predict:
         print(f"predicted: roofline of an {GPUS[options.predict].name} in half precision, not a measurement")
     if options.plot:
         plot(table, options.plot)
+    if options.trace:
+        trace(traced, options.trace)
     finish(options, {"card": facts, "table": table})
 
 
@@ -288,8 +285,7 @@ def bench_unet(options: argparse.Namespace) -> None:
         return lambda: unet(latents, torch.tensor(501, device=options.device), context, injection)
 
     runs = {name: forward(*batch) for name, batch in batches.items()}
-    with traced(options.trace), site_ranges(unet) if options.trace else contextlib.nullcontext():
-        times = in_turns(runs, options.rounds, options.device)
+    times = in_turns(runs, options.rounds, options.device)
     table = []
     print(f"\n{'forward':>24} {'rows':>4} {'median':>11} {'half within':>21} {'of the first':>12} {'MB peak':>8}")
     for name, values in times.items():
@@ -298,14 +294,21 @@ def bench_unet(options: argparse.Namespace) -> None:
         line["peak_bytes"] = peak_bytes(runs[name], options.device)
         table.append(line)
         print(
-            f"{name:>24} {line['rows']:>4} {line['median_ms']:>8.1f} ms {line['low_ms']:>9.1f} –{line['high_ms']:>9.1f} "
-            f"{line['ratio_to_plain']:>12.3f} {line['peak_bytes'] / 1e6:>8.0f}"
+            f"{name:>24} {line['rows']:>4} {line['median_ms']:>8.1f} ms {line['low_ms']:>9.1f} –"
+            f"{line['high_ms']:>9.1f} {line['ratio_to_plain']:>12.3f} {line['peak_bytes'] / 1e6:>8.0f}"
         )
     shares = {name: site_shares(unet, run, options.device) for name, run in runs.items()}
     print(f"\n{'share of the forward, with projections':>40}" + "".join(f"{name:>26}" for name in runs))
     for site in next(iter(shares.values())):
         print(f"{site:>40}" + "".join(f"{shares[name][site]:>26.1%}" for name in runs))
+    if options.trace:
+        with site_ranges(unet):
+            trace({f"{name}: {_processes(batches[name][0])}": run for name, run in runs.items()}, options.trace)
     finish(options, {"card": facts, "table": table, "shares": shares})
+
+
+def _processes(rows: tuple[bam.Row, ...]) -> str:
+    return ", ".join(f"{row.process}{'' if row.conditional else ' (no text)'}" for row in rows)
 
 
 def build_unet(options: argparse.Namespace) -> tuple[UNet, ModelConfig]:
