@@ -9,11 +9,14 @@
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would chat on stderr
 
 import torch
 from torch import Tensor
@@ -62,6 +65,10 @@ def spread(times: list[float]) -> dict:
     """The median, and half of the measurements lie between the other two."""
     low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
     return {"median_ms": round(middle, 4), "low_ms": round(low, 4), "high_ms": round(high, 4)}
+
+
+def ratio(times: list[float], plain: list[float]) -> float:
+    return round(statistics.median(times) / statistics.median(plain), 4)
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
@@ -199,7 +206,7 @@ def bench_attention(options: argparse.Namespace) -> None:
             times = in_turns(runs, options.rounds, options.device)
             for way, run in runs.items():
                 line = {"site": site, "rows": rows, "implementation": way, **spread(times[way])}
-                line["ratio_to_plain"] = round(line["median_ms"] / statistics.median(times["plain"]), 4)
+                line["ratio_to_plain"] = ratio(times[way], times["plain"])
                 need = work(way, shape, q.element_size())
                 line |= {"flops": need.flops, "bytes_moved": need.bytes, "peak_bytes": peak_bytes(run, options.device)}
                 if options.predict:
@@ -290,7 +297,7 @@ def bench_unet(options: argparse.Namespace) -> None:
     print(f"\n{'forward':>24} {'rows':>4} {'median':>11} {'half within':>21} {'of the first':>12} {'MB peak':>8}")
     for name, values in times.items():
         line = {"forward": name, "rows": len(batches[name][0]), **spread(values)}
-        line["ratio_to_plain"] = round(line["median_ms"] / statistics.median(times["six rows, no injection"]), 4)
+        line["ratio_to_plain"] = ratio(values, times["six rows, no injection"])
         line["peak_bytes"] = peak_bytes(runs[name], options.device)
         table.append(line)
         print(
