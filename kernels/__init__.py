@@ -49,8 +49,8 @@ def attention_maps(
     """Softmax(q kᵀ / √D) at the queries and keys asked for, to look at; `attention` itself never has it in memory.
 
     q: (G, N, H, D), k: (G, M, H, D); queries, keys: token indices, all if None. The softmax is over all M keys
-    whichever are asked for. Returns float32 (G, queries, keys), the mean of the heads, or with heads="each"
-    (G, H, queries, keys). Raises ValueError where something does not fit.
+    whichever are asked for. Returns (G, queries, keys), the mean of the heads, or with heads="each"
+    (G, H, queries, keys), in float32 or wider. Raises ValueError where something does not fit.
     """
     _check(q, k, k, None)
     if heads not in ("mean", "each"):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -49,13 +50,17 @@ def edit_sheet(result: Result, text: str) -> Image.Image:
 
 def maps_sheet(result: Result, text: str, step: int | None = None) -> Image.Image:
     """The paper's Figure 3: for reconstruction, transition and edit, a row each, the picture and where it looks at each
-    of the recorded words; at one step, or the mean of all recorded ones. A word's maps share one scale."""
+    of the recorded words; at one step, or the mean of all recorded ones. A word's maps share one scale, from their
+    lowest value to their highest."""
     pictures = (result.reconstruction, result.transition, result.image)
     words = result.maps.request.words
     maps = {(word, process): result.maps.of_word(word, process, step) for word in words for process in PROCESSES}
-    highest = {word: max(maps[word, process].max().item() for process in PROCESSES) for word in words}
+    for word in words:
+        values = torch.stack([maps[word, process] for process in PROCESSES])
+        for process in PROCESSES:
+            maps[word, process] = (maps[word, process] - values.min()) / (values.max() - values.min())
     rows = [
-        [picture, *(heat(picture, maps[word, process] / highest[word]) for word in words)]
+        [picture, *(heat(picture, maps[word, process]) for word in words)]
         for process, picture in zip(PROCESSES, pictures)
     ]
     scale = max(1, 256 // result.input.height)
