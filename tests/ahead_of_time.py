@@ -79,7 +79,8 @@ def _read(cubin: bytes, ptx: str, capability: int) -> dict:
         "spilled": spilled,
         "matrix_instructions": len(re.findall(r"\b(?:HGMMA|HMMA)\.", sass)),
         "warpgroup_instructions": len(re.findall(r"\bHGMMA\.", sass)),
-        "narrow_copies": len(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x4", ptx)),
+        "copies": len(re.findall(r"cp\.async\.c[ag]\.shared\.global", ptx)),
+        "wide_copies": len(re.findall(r"cp\.async\.cg\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x10", ptx)),
         "local_accesses": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
     }
 
