@@ -52,11 +52,12 @@ def work(way: str, shape: Shape, element: int = 2) -> Work:
     """Useful work, nothing padded. element: bytes of a number.
 
     way: "plain" (every row its own map), "materialised" (every row's map written, the takers' replaced, read again),
-    "gathered" (queries and keys copied to every row), "injected" (a shared map computed once).
+    "gathered" (queries and keys copied to every row), "injected" or "concatenated" (a shared map
+    computed once, by the one or the other implementation).
     """
     scores = shape.heads * shape.queries * shape.keys  # of one row
     q, k = (shape.heads * shape.features * tokens for tokens in (shape.queries, shape.keys))  # elements of one row
-    mapped = shape.sources if way == "injected" else shape.rows
+    mapped = shape.sources if way in ("injected", "concatenated") else shape.rows
     flops = 2.0 * scores * shape.features * (mapped + shape.rows)
     moved = mapped * (q + k) + shape.rows * (k + q)  # q and k read, v read, out written
     if way == "materialised":  # scores written; read and written by the softmax; replaced; read for the values
