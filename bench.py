@@ -275,9 +275,10 @@ def plot(table: list[dict], path: Path) -> None:
 @torch.no_grad()
 def bench_unet(options: argparse.Namespace) -> None:
     unet, config = build_unet(options)
-    side = (options.size or config.image_size) // 2 ** (len(config.vae.channels) - 1)
-    if side % 2 ** (len(config.unet.channels) - 1):
-        raise InputError(f"size must be a multiple of {config.size_multiple} pixels, got {options.size}")
+    size = options.size or config.image_size
+    if size < config.size_multiple or size % config.size_multiple:
+        raise InputError(f"size must be a multiple of {config.size_multiple} pixels, got {size}")
+    side = size // 2 ** (len(config.vae.channels) - 1)
     settings = Settings()
     six, few = bam.all_rows(0, settings), bam.rows_at(0, settings)
     batches = {
