@@ -50,7 +50,7 @@ def test_the_kernel_errs_at_most_twice_as_much_as_pytorch(features, tokens, kind
 @pytest.mark.parametrize(("features", "dtype"), [(40, torch.float16), (80, torch.bfloat16), (160, torch.float32)])
 def test_shared_is_unshared_bit_for_bit(features, dtype):
     source = (2, 0, 2, 2, 0, 1)
-    q, k, v = tensors(features, 77, 77, dtype, source, heads=2)
+    q, k, v = tensors(features, 77, 77, dtype, source)
     shared = triton_attention.attention(q, k, v, source)
     rows = list(source)
     assert torch.equal(shared, triton_attention.attention(q[rows], k[rows], v))
