@@ -15,6 +15,7 @@ setup(
     packages=[
         "minibaret",
         "minibaret.models",
+        "minibaret.bench",
         "minibaret.miniature",
         "minibaret.kernels",
         "minibaret.weights",
@@ -29,6 +30,6 @@ setup(
         "pillow>=10",
         'triton>=3.0; platform_system == "Linux" and platform_machine == "x86_64"',
     ],
-    extras_require={"test": ["pytest", "ruff"]},
+    extras_require={"test": ["pytest", "ruff", "diffusers", "transformers", "accelerate"]},
     entry_points={"console_scripts": ["minibaret = minibaret.cli:main"]},
 )

@@ -1,4 +1,4 @@
-"""The command line: `minibaret edit`, `maps` and `evaluate`. Bad input is one sentence on stderr and exit code 2."""
+"""The command line: `minibaret edit`, `maps`, `evaluate`, `inspect`. Bad input is one sentence and exit code 2."""
 
 import argparse
 import json
@@ -94,6 +94,13 @@ def evaluate(options: argparse.Namespace) -> None:
         print(json.dumps({"methods": {options.method: {name: round(value, 4) for name, value in scores.items()}}}))
 
 
+def inspect(options: argparse.Namespace) -> None:
+    from .weights import inspect
+
+    for line in inspect(options.path, options.variant, options.tokenizer):
+        print(line)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description="Edit a real picture from one sentence (BARET).")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -135,6 +142,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(command)
     _add_settings(command)
     command.set_defaults(run=evaluate)
+
+    command = commands.add_parser(
+        "inspect",
+        help="say what a file or folder of weights is",
+        description="Print the layout, dtypes and parameters of weights, and whether they would load.",
+    )
+    command.add_argument("path", type=Path, help="a safetensors file, a Hugging Face folder or a minibaret folder")
+    _add_layout(command)
+    command.set_defaults(run=inspect)
     return parser
 
 
@@ -150,9 +166,15 @@ def _add_picture(command: argparse.ArgumentParser, output: str) -> None:
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("model")
-    group.add_argument("--weights", type=Path, help="the miniature that ships with the package if not given")
+    group.add_argument("--weights", type=Path, help="file or folder; without it the miniature that ships")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
+    _add_layout(group)
+
+
+def _add_layout(group) -> None:
+    group.add_argument("--variant", help="which files of a Hugging Face folder: fp16, non_ema, …")
+    group.add_argument("--tokenizer", type=Path, help="merges.txt, tokenizer.json or bpe_simple_vocab_16e6.txt.gz")
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -194,7 +216,7 @@ def _chosen(options: argparse.Namespace) -> dict:
 def _load(options: argparse.Namespace):
     from .editor import load
 
-    return load(options.weights, options.device, options.dtype)
+    return load(options.weights, options.device, options.dtype, options.variant, options.tokenizer)
 
 
 def _print_summary(summary: dict) -> None:

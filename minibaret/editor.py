@@ -191,11 +191,19 @@ class Clock:
         self._since = now
 
 
-def load(weights: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Editor:
+def load(
+    weights: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    variant: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> Editor:
     """An editor on the weights at a path, or on the miniature that ships with the package.
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32),
-    "float32", "float16" or "bfloat16". Raises InputError where the weights are not what they should be.
+    weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (CUDA
+    where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or
+    "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
+    folder with one, where the weights have none. Raises InputError where something is not what it should be.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -209,4 +217,5 @@ def load(weights: str | Path | None = None, device: str = "auto", dtype: str = "
         dtype = "float16" if place.type == "cuda" else "float32"
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
-    return Editor(load_model(Path(weights or MINIATURE_FOLDER), place, getattr(torch, dtype)))
+    vocabulary = Path(tokenizer) if tokenizer else None
+    return Editor(load_model(Path(weights or MINIATURE_FOLDER), place, getattr(torch, dtype), variant, vocabulary))

@@ -27,3 +27,23 @@ def unet() -> UNet:
 def editor() -> minibaret.Editor:
     """The miniature that ships."""
     return minibaret.load()
+
+
+FIGURES: list[str] = []
+
+
+@pytest.fixture
+def within():
+    """Asserts that a measured figure is at most its limit, and has it printed at the end of the run."""
+
+    def check(what: str, value: float, limit: float) -> None:
+        FIGURES.append(f"{what:<64} {value:9.2e}  of {limit:.2g}")
+        assert value <= limit, FIGURES[-1]
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    if FIGURES:
+        terminalreporter.section("measured, and the limit")
+        terminalreporter.write("\n".join(FIGURES) + "\n")

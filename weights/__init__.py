@@ -1,5 +1,7 @@
-"""Reading and writing checkpoints: file names, layouts, strict loading."""
+"""Reading and writing checkpoints: files, names, layouts, strict loading."""
 
-from .folder import MINIATURE_FOLDER, Model, load_model
+from .folder import MINIATURE_FOLDER
+from .inspect import inspect
+from .loading import Model, load_model
 
-__all__ = ["MINIATURE_FOLDER", "Model", "load_model"]
+__all__ = ["MINIATURE_FOLDER", "Model", "inspect", "load_model"]

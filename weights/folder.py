@@ -3,21 +3,18 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import InputError
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
-from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import ClipTokenizer
-from ..models.unet import UNet
-from ..models.vae import VAE
+from .strict import load_part
+from .vocabulary import read_tokenizer_at
 
 MINIATURE_FOLDER = Path(__file__).parent / "miniature"
 CONFIG, MERGES = "config.json", "merges.txt"
@@ -27,31 +24,6 @@ PARTS = {
     "vae": VAEConfig,
     "image_encoder": ImageEncoderConfig,
 }
-
-
-@dataclass(frozen=True)
-class Model:
-    config: ModelConfig
-    tokenizer: ClipTokenizer
-    text_encoder: TextEncoder
-    vae: VAE
-    unet: UNet
-
-
-def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """The networks of a folder, frozen, ready to run. Raises InputError where something is missing or does not fit."""
-    config = read_config(folder)
-
-    def network(make: Callable[[], nn.Module], name: str) -> nn.Module:
-        return load_part(make, folder / f"{name}.safetensors", device, dtype)
-
-    return Model(
-        config=config,
-        tokenizer=read_tokenizer(folder),
-        text_encoder=network(lambda: TextEncoder(config.text_encoder), "text_encoder"),
-        vae=network(lambda: VAE(config.vae), "vae"),
-        unet=network(lambda: UNet(config.unet), "unet"),
-    )
 
 
 def load_image_encoder(folder: Path = MINIATURE_FOLDER) -> ImageTower:
@@ -64,37 +36,9 @@ def load_image_encoder(folder: Path = MINIATURE_FOLDER) -> ImageTower:
     )
 
 
-def load_part(
-    make: Callable[[], nn.Module], path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> nn.Module:
-    """Builds a network without initialising it and fills it from one file: every tensor, no other, of its shape."""
-    with torch.device("meta"):
-        module = make()
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    state = read_tensors(path, device)
-    problem = _difference(wanted, {name: tuple(value.shape) for name, value in state.items()})
-    if problem:
-        raise InputError(f"{path} does not fit this {type(module).__name__}: {problem}")
-    module.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
-    return module.requires_grad_(False).eval()
-
-
-def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Every tensor of a safetensors file. Raises InputError where it is missing or not one."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}") from None
-
-
 def read_tokenizer(folder: Path) -> ClipTokenizer:
-    path = folder / MERGES
-    if not path.is_file():
-        raise InputError(f"there is no tokenizer: {path} is missing")
-    return ClipTokenizer.from_merges(path)
+    """The tokenizer of a folder. Raises InputError where it is missing or does not fit the text encoder."""
+    return read_tokenizer_at(folder / MERGES, read_config(folder).text_encoder.vocabulary)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -110,7 +54,7 @@ def read_config(folder: Path) -> ModelConfig:
             values[name] = part(**_tuples(values[name])) if values.get(name) else None
         values["defaults"] = _tuples(values.get("defaults", {}))
         return ModelConfig(**values)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not a minibaret config: {error}") from None
 
 
@@ -134,11 +78,3 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 def _tuples(values: dict) -> dict:
     """JSON has lists where the dataclasses have tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _difference(wanted: dict[str, tuple], got: dict[str, tuple]) -> str:
-    """What is missing, unknown or of another shape, in words; empty where nothing is."""
-    missing, unknown = sorted(wanted.keys() - got.keys()), sorted(got.keys() - wanted.keys())
-    shapes = [f"{k} has shape {got[k]}, wanted {wanted[k]}" for k in wanted.keys() & got.keys() if wanted[k] != got[k]]
-    said = [(missing, "missing"), (unknown, "unknown"), (sorted(shapes), "of the wrong shape")]
-    return "; ".join(f"{len(names)} tensors {what} ({', '.join(names[:5])})" for names, what in said if names)

@@ -65,9 +65,8 @@ def _measure(options: argparse.Namespace) -> None:
     for name, value in scores.items():
         print(f"{name:>26}  {value:.3f}")
     if options.samples:
-        write_image(
-            contact_sheet([made[start : start + 8] for start in range(0, min(24, len(made)), 8)]), options.samples
-        )
+        rows = [made[start : start + 8] for start in range(0, min(24, len(made)), 8)]
+        write_image(contact_sheet(rows), options.samples)
     if options.json:
         print(json.dumps({name: round(value, 4) for name, value in scores.items()}))
 

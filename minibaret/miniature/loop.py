@@ -83,7 +83,7 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int,
     if checkpoint.exists() and not resume:
         raise FileExistsError(f"{checkpoint} exists: pass --resume to continue it, or move it away to start anew")
     parameters = [p for p in stage.modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average = {name: value.detach().clone() for name, value in stage.modules.state_dict().items()}
     progress = Progress()
     if checkpoint.exists():
@@ -96,17 +96,18 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int,
         _with_average(stage, average, lambda: stage.samples(runs / f"{stage.name}-{progress.step:06d}.png"))
 
     generator = torch.Generator().manual_seed(1_000_003 * progress.step + rank)
-    saved_at = drawn_at = time.monotonic()
+    saved_at = drawn_at = counted_at = time.monotonic()
     figures: dict[str, float] = {}
     while progress.seconds < hours * 3600:
-        begin = time.monotonic()
         rate = learning_rate(stage.learning_rate, progress.step, progress.seconds / (hours * 3600))
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
             loss, measured = stage.loss(stage.batch // workers, generator)
         loss.backward()
-        seconds = _average_gradients(parameters, time.monotonic() - begin, workers)
+        now = time.monotonic()
+        seconds = _average_gradients(parameters, now - counted_at, workers)
+        counted_at = now
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -24,19 +24,20 @@ class TextTooLong(ValueError):
 class ClipTokenizer:
     def __init__(self, merges: list[tuple[str, str]]):
         words = [*_byte_symbols(), *(symbol + WORD_END for symbol in _byte_symbols()), *("".join(m) for m in merges)]
-        vocabulary = {word: index for index, word in enumerate([*words, START, END])}
-        self.start, self.end = vocabulary[START], vocabulary[END]
-        self.size = len(vocabulary)
+        self.vocabulary = {word: index for index, word in enumerate([*words, START, END])}
+        self.start, self.end = self.vocabulary[START], self.vocabulary[END]
+        self.size = len(self.vocabulary)
         self._tokenizer = Tokenizer(
-            models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
+            models.BPE(self.vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
         )
         _split_like_clip(self._tokenizer)
+        # as in CLIP, a text that spells one of the two out means the token
+        self._tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (START, END)])
 
     @classmethod
     def from_merges(cls, path: Path) -> "ClipTokenizer":
-        """Reads merges.txt: a version line, then one pair of symbols a line."""
-        lines = path.read_text(encoding="utf-8").splitlines()[1:]
-        return cls([tuple(line.split(" ")) for line in lines if line])
+        """Reads merges.txt. Raises ValueError where it is none."""
+        return cls(parse_merges(path.read_text(encoding="utf-8")))
 
     def tokens(self, text: str) -> list[str]:
         """The text's pieces, without start, end and padding; for looking at."""
@@ -57,6 +58,25 @@ class ClipTokenizer:
     def pad(self, ids: list[int]) -> list[int]:
         ids = [self.start, *ids[: LENGTH - 2], self.end]
         return ids + [self.end] * (LENGTH - len(ids))
+
+
+def parse_merges(text: str, size: int | None = None) -> list[tuple[str, str]]:
+    """The first `size` merges (all if None) of a merges.txt: a version line, then one pair of symbols a line.
+
+    Only the first line is a comment; "# a" further down is a merge. Raises ValueError where a line is neither.
+    """
+    version, *lines = text.rstrip().split("\n")
+    if "#version" not in version:
+        raise ValueError(f'its first line should hold "#version", not {version[:40]!r}')
+    merges: list[tuple[str, str]] = []
+    known = {*_byte_symbols(), *(symbol + WORD_END for symbol in _byte_symbols())}
+    for number, line in enumerate(lines[:size], start=2):
+        pair = tuple(line.rstrip("\r").split(" "))
+        if len(pair) != 2 or not known.issuperset(pair):
+            raise ValueError(f"line {number} should be two symbols that are known by then, not {line[:40]!r}")
+        merges.append(pair)
+        known.add("".join(pair))
+    return merges
 
 
 def learn_merges(texts: Iterable[str], size: int) -> list[tuple[str, str]]:

@@ -1,0 +1,104 @@
+"""Training the miniature: what it may see, what its losses measure, and that a run goes on where it stopped."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from minibaret.miniature import data
+from minibaret.miniature.loop import Stage, learning_rate, train
+from minibaret.miniature.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
+from minibaret.miniature.train_clip import _one_word_off, relative_distance
+from minibaret.weights.folder import load_image_encoder
+
+
+def test_training_cannot_reach_a_held_out_scene(tmp_path):
+    held_out = {*SWEEP_SEEDS, *HELD_OUT_SEEDS}
+    assert data.training_scene(0).seed == TRAINING_SEEDS[0]
+    assert data.training_scene(len(TRAINING_SEEDS) - 1).seed not in held_out
+    with pytest.raises(IndexError):
+        data.training_scene(len(TRAINING_SEEDS))
+    pictures = data.training_pictures(tmp_path, 3, size=32)
+    assert pictures.shape == (3, 32, 32, 3) and pictures.std() > 10
+    assert np.array_equal(data.training_pictures(tmp_path, 3, size=32), pictures)  # kept, not drawn again
+
+
+def test_captions_follow_the_attributes():
+    captions = data.all_captions()
+    assert len(captions) == 4 * 4 * 3 * 6 * 6  # colour and ground may each be left open
+    scene = Scene(5, "bird", "spreading wings", "white", "snow", "a red hat")
+    assert captions[data.attributes(scene)] == "a white bird spreading wings on snow with a red hat"
+    assert captions[data.attributes(scene, ("colour", "ground"))] == "a bird spreading wings with a red hat"
+
+
+def test_one_word_off_is_one_attribute_off():
+    captions = data.all_captions()
+    rng = np.random.default_rng(0)
+    for row in list(captions)[::97]:
+        other = _one_word_off(np.array(row), rng, captions)
+        changed = [place for place in range(5) if row[place] != other[place]]
+        assert len(changed) == 1 and row[changed[0]] != data.UNNAMED
+
+
+def test_relative_distance_looks_from_the_first_difference_to_the_end():
+    ids_a, ids_b = torch.tensor([[1, 2, 3, 9, 9]]), torch.tensor([[1, 2, 4, 9, 9]])
+    a = torch.ones(1, 5, 2)
+    b = a.clone()
+    b[:, 2] = -1  # the token that differs
+    b[:, 4] = 50  # padding, which does not count
+    distance = relative_distance(a, b, ids_a, ids_b, torch.tensor([3]))
+    assert distance.item() == pytest.approx((8 / 4) ** 0.5)
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    assert learning_rate(1.0, 0, 0.0) == pytest.approx(0.01)
+    assert learning_rate(1.0, 500, 0.0) == pytest.approx(1.0)
+    assert learning_rate(1.0, 500, 0.5) == pytest.approx(0.505)
+    assert learning_rate(1.0, 500, 1.0) == learning_rate(1.0, 500, 7.0) == pytest.approx(0.01)
+
+
+class Line(Stage):
+    """Learns y = 2x from noise."""
+
+    name = "line"
+    learning_rate = 0.1
+    batch = 8
+
+    def __init__(self):
+        self.modules = nn.ModuleDict({"line": nn.Linear(1, 1)})
+
+    def loss(self, batch, generator):
+        x = torch.randn(batch, 1, generator=generator)
+        return (self.modules["line"](x).float() - 2 * x).square().mean(), {"twice": 2.0}
+
+    def samples(self, path):
+        path.write_text(str(self.modules["line"].weight.item()))
+
+    def export(self, weights):
+        weights.write_text(str(self.modules["line"].weight.item()))
+
+
+def test_two_workers_train_and_go_on_where_they_stopped(tmp_path):
+    once = partial(train, Line, runs=tmp_path, weights=tmp_path / "exported", workers=2)
+    once(hours=3 / 3600, resume=False)
+    stopped_at = float((tmp_path / "exported").read_text())
+    first = [json.loads(line) for line in (tmp_path / "line.jsonl").read_text().splitlines()]
+    assert first[0]["step"] == 20 and first[0]["pictures"] == 160 and first[0]["twice"] == 2.0
+    with pytest.raises(Exception, match="pass --resume"):
+        once(hours=3 / 3600, resume=False)
+    once(hours=6 / 3600, resume=True)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "line.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] > first[-1]["step"]
+    assert abs(float((tmp_path / "exported").read_text()) - 2) < abs(stopped_at - 2) < 2
+
+
+def test_the_shipped_pair_names_what_it_sees(editor):
+    from minibaret.miniature.drawing import render
+    from minibaret.miniature.measure import named_rightly
+
+    scenes = [Scene.random(seed) for seed in HELD_OUT_SEEDS[:6]]
+    right = named_rightly(editor, load_image_encoder(), scenes, [render(scene) for scene in scenes])
+    assert np.mean(list(right.values())) > 0.9

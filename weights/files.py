@@ -1,0 +1,153 @@
+"""Safetensors files: their headers, and tensors that stay in the file until they are used.
+
+The format (huggingface/safetensors, README "Format"): 8 bytes with the length of the header, little-endian; the
+header, JSON with each tensor's dtype, shape and place; the tensors. Files are mapped into memory privately: a tensor
+that is used as it stands is a view of the file's pages, and writing to it changes the process's copy, never the file.
+"""
+
+import json
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import InputError
+
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")  # could run code when opened, so they never are
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file."""
+
+    path: Path
+    key: str  # its name in the file
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int  # byte of the file
+    pages: mmap.mmap
+
+    def read(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The tensor on a device, in `dtype` (its own if None): the mapped pages themselves where nothing changes.
+
+        After a conversion the pages are handed back, so that a file is never in memory beside its converted tensors.
+        """
+        count = math.prod(self.shape)
+        stored = torch.frombuffer(self.pages, dtype=self.dtype, count=count, offset=self.begin).view(self.shape)
+        if stored.data_ptr() % stored.element_size():  # headers of odd length leave tensors unaligned
+            stored = stored.clone()
+        tensor = stored.to(device).to(dtype or self.dtype)
+        if tensor.data_ptr() != stored.data_ptr() and hasattr(mmap, "MADV_DONTNEED"):
+            first = self.begin - self.begin % mmap.PAGESIZE
+            self.pages.madvise(mmap.MADV_DONTNEED, first, self.begin + count * self.dtype.itemsize - first)
+        return tensor
+
+
+def open_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file, or of the files that a `.safetensors.index.json` lists, by name.
+
+    Raises InputError where a file is missing, a pickle, not safetensors or cut short.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    return _open_shards(path) if path.name.endswith(".json") else _open_file(path)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises InputError where the name is a pickle's."""
+    if path.suffix.lower() in PICKLES:
+        raise InputError(
+            f"{path} is a pickle ({path.suffix}), which can run code when it is opened, so minibaret opens none: "
+            "download the .safetensors file of the same model"
+        )
+
+
+def _open_file(path: Path) -> dict[str, StoredTensor]:
+    refuse_pickle(path)
+    size = path.stat().st_size
+    if size < 10:
+        raise InputError(f"{path} is not a safetensors file: it has {size} bytes")
+    try:
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    header_end = 8 + int.from_bytes(pages[:8], "little")
+    if pages[8:9] != b"{":
+        raise InputError(f"{path} is not a safetensors file: {_looks_like(pages[:64])}")
+    if header_end > size:
+        raise InputError(f"{path} is cut short: its header alone wants {header_end:,} bytes, the file has {size:,}")
+    try:
+        header = json.loads(pages[8:header_end])
+        header.pop("__metadata__", None)
+        tensors = {name: _stored(path, name, entry, header_end, pages) for name, entry in header.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not a safetensors file: its header does not parse ({error!r})") from None
+    _check_places(path, tensors, header_end, size)
+    return tensors
+
+
+def _stored(path: Path, name: str, entry: dict, header_end: int, pages: mmap.mmap) -> StoredTensor:
+    if entry["dtype"] not in DTYPES:
+        raise InputError(f"{path}: tensor {name} has dtype {entry['dtype']!r}, which minibaret cannot read")
+    begin, end = entry["data_offsets"]
+    tensor = StoredTensor(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), header_end + begin, pages)
+    if end - begin != math.prod(tensor.shape) * tensor.dtype.itemsize or min(begin, *tensor.shape, 0) < 0:
+        raise ValueError(f"{name} of shape {tensor.shape} cannot lie in bytes {begin} to {end}")
+    return tensor
+
+
+def _check_places(path: Path, tensors: dict[str, StoredTensor], header_end: int, size: int) -> None:
+    """The tensors follow one another without a gap and end where the file ends."""
+    place = header_end
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, math.prod(tensor.shape))):
+        if tensor.begin != place:
+            raise InputError(f"{path} is damaged: tensor {tensor.key} begins at byte {tensor.begin:,}, not {place:,}")
+        place += math.prod(tensor.shape) * tensor.dtype.itemsize
+    if place > size:
+        raise InputError(f"{path} is cut short: its header wants {place:,} bytes, the file has {size:,}")
+    if place < size:
+        raise InputError(f"{path} is damaged: its header wants {place:,} bytes, the file has {size:,}")
+
+
+def _open_shards(index: Path) -> dict[str, StoredTensor]:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(places.values()))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(f'{index} is not an index of shards: JSON with a "weight_map" was wanted') from None
+    tensors: dict[str, StoredTensor] = {}
+    for name in names:
+        shard = index.parent / name
+        if Path(name).name != name or not shard.is_file():
+            raise InputError(f"{index} lists the shard {name}, which is not beside it")
+        tensors |= _open_file(shard)
+    for key in sorted(places.keys() ^ tensors.keys()):
+        raise InputError(f"{index} and its shards disagree about tensor {key}")
+    return tensors
+
+
+def _looks_like(start: bytes) -> str:
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "it is a PyTorch pickle under another name, which minibaret never opens"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "it is a web page, as a download that went wrong leaves"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; `git lfs pull` fetches the file itself"
+    return f"it begins with {start[:8]!r}"

@@ -1,0 +1,58 @@
+"""Weights of any layout to a `Model`."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..models.configs import SD15, ModelConfig
+from ..models.text_encoder import TextEncoder
+from ..models.tokenizer import ClipTokenizer
+from ..models.unet import UNet
+from ..models.vae import VAE
+from .detect import Checkpoint, find_checkpoint
+from .strict import fill, prepare
+from .vocabulary import find_tokenizer, read_tokenizer_at
+
+
+@dataclass(frozen=True)
+class Model:
+    config: ModelConfig
+    tokenizer: ClipTokenizer
+    text_encoder: TextEncoder
+    vae: VAE
+    unet: UNet
+
+
+def load_model(
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+    tokenizer: Path | None = None,
+    sizes: ModelConfig = SD15,
+) -> Model:
+    """The networks and the tokenizer at a path, frozen and ready to run.
+
+    path: a file or folder in one of the layouts of detect.py; variant: which of a Hugging Face folder's files, such as
+    "fp16"; tokenizer: where the tokenizer is if not with the weights; sizes: of networks whose layout does not state
+    them. On the CPU, weights that are stored in `dtype` stay mapped to their file: nobody may write to it meanwhile.
+    Raises InputError where something is missing, broken or does not fit.
+    """
+    checkpoint = find_checkpoint(path, variant, sizes)
+    networks = prepare_networks(checkpoint)
+    clip = read_tokenizer_at(find_tokenizer(path, tokenizer), checkpoint.config.text_encoder.vocabulary)
+    for part, network in networks.items():
+        fill(network, checkpoint.parts[part], device, dtype)
+    return Model(config=checkpoint.config, tokenizer=clip, **networks)
+
+
+def prepare_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
+    """The networks unet, vae and text_encoder, still without values. Raises InputError where the tensors do not fit."""
+    classes = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
+    return {
+        part: prepare(partial(classes[part], getattr(checkpoint.config, part)), tensors, f"{checkpoint.path} ({part})")
+        for part, tensors in checkpoint.parts.items()
+    }
