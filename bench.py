@@ -1,5 +1,7 @@
 """Measurements that the README reports, each a sub-command: a card of what ran where, a table, one line of JSON.
 
+python bench.py attention   injected attention against plain, site by site (--model miniature: in seconds)
+python bench.py unet        one forward with and without injection (--weights sd15-random)
 python bench.py load        time and peak memory of loading Stable Diffusion 1.5, against diffusers
 """
 
@@ -27,7 +29,7 @@ LOADS = [  # name in the table, file below the folder of files, variant, dtype s
 SD15_PARAMETERS = 859_520_964 + 83_653_863 + 123_060_480
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("load", help="time and peak memory of loading, against diffusers")
@@ -38,8 +40,51 @@ def main() -> None:
     command = commands.add_parser("load-once")  # one run of `load`, in a process of its own
     command.add_argument("values", nargs=4)
     command.set_defaults(run=lambda options: print(json.dumps(load_once(*options.values))))
+    command = add_measurement(commands, "attention", "injected attention against plain, site by site")
+    command.add_argument("--model", choices=("sd15", "miniature"), default="sd15", help="whose shapes, default sd15")
+    command.add_argument("--sites", nargs="+", metavar="SITE", help="such as self-4096 cross-4096; all if not given")
+    command.add_argument("--rows", nargs="+", type=int, choices=(2, 3, 6), default=[2, 3, 6], help="default all")
+    command.add_argument("--attention", default="auto", help="implementation that injects: auto, torch, triton")
+    command.add_argument("--memory", type=float, default=6, help="GB that materialised maps may take, default 6")
+    command.add_argument("--rounds", type=int, default=9, help="default %(default)s")
+    command.add_argument("--predict", choices=("h100", "a100"), help="also print the roofline's ratio on this GPU")
+    command.add_argument("--plot", type=Path, help="draw the ratios to a picture file")
+    command = add_measurement(commands, "unet", "one forward with and without injection")
+    command.add_argument("--weights", default="miniature", help="a folder, miniature, miniature-random, sd15-random")
+    command.add_argument("--size", type=int, help="pixels, the side of the picture; the model's own if not given")
+    command.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     options = parser.parse_args()
-    options.run(options)
+    return options.run(options) or 0
+
+
+def add_measurement(commands, name: str, what: str) -> argparse.ArgumentParser:
+    """A sub-command that minibaret.bench measures, with the options that all of those have."""
+    command = commands.add_parser(name, help=what)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, …")
+    command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default float16 on CUDA")
+    command.add_argument("--json", action="store_true", help="print one line of JSON last")
+    command.add_argument("--trace", type=Path, help="write a Chrome trace of the same calls")
+    command.set_defaults(run=lambda options: measure(name, options))
+    return command
+
+
+def measure(name: str, options: argparse.Namespace) -> int:
+    from minibaret.bench import common
+
+    try:
+        common.complete(options)
+        if name == "attention":
+            from minibaret.bench.attention import bench_attention
+
+            bench_attention(options)
+        else:
+            from minibaret.bench.unet import bench_unet
+
+            bench_unet(options)
+    except (ValueError, RuntimeError) as error:
+        print(f"bench.py: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def load(options: argparse.Namespace) -> None:
@@ -190,4 +235,4 @@ def shown(figure: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

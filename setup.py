@@ -15,6 +15,7 @@ setup(
     packages=[
         "minibaret",
         "minibaret.models",
+        "minibaret.bench",
         "minibaret.miniature",
         "minibaret.kernels",
         "minibaret.weights",

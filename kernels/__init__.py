@@ -8,11 +8,16 @@ a source share one QKᵀ and one softmax, which makes attention with injection c
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from . import reference, torch_sdpa
+from . import reference, torch_maps, torch_sdpa, triton_attention
 
-IMPLEMENTATIONS = {"reference": reference.attention, "torch": torch_sdpa.attention}
+IMPLEMENTATIONS = {
+    "reference": reference.attention,  # the definition: slow, any dtype
+    "torch": torch_sdpa.attention,  # everywhere, with gradients
+    "triton": triton_attention.attention,  # one fused kernel, on GPUs in half precision, without gradients
+}
 
 
 def attention(
@@ -21,15 +26,54 @@ def attention(
     """Attention in which row b takes its map from row source[b] of the queries and keys, and keeps its own values.
 
     q: (G, N, H, D), k: (G, M, H, D), v: (B, M, H, D), any strides; source: B ints in [0, G), or None for G = B and
-    plain attention. Returns (B, N, H, D). `implementation` is "auto" or a name of IMPLEMENTATIONS; a name never falls
-    back. Raises ValueError where the shapes, the source or the name do not fit.
+    plain attention. Returns (B, N, H, D). `implementation` is "auto" (the Triton kernel where it can, else PyTorch) or
+    a name of IMPLEMENTATIONS; a name never falls back. Raises ValueError where the shapes, the source, the name or
+    the named implementation do not fit.
     """
     _check(q, k, v, source)
     if implementation == "auto":
-        implementation = "torch"
+        implementation = _automatic(q, k, v)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be auto or one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
     return IMPLEMENTATIONS[implementation](q, k, v, source)
+
+
+def attention_maps(
+    q: Tensor,
+    k: Tensor,
+    queries: Sequence[int] | None = None,
+    keys: Sequence[int] | None = None,
+    heads: str = "mean",
+    implementation: str = "auto",
+) -> Tensor:
+    """Softmax(q kᵀ / √D) at the queries and keys asked for, to look at; `attention` itself never has it in memory.
+
+    q: (G, N, H, D), k: (G, M, H, D); queries, keys: token indices, all if None. The softmax is over all M keys
+    whichever are asked for. Returns (G, queries, keys), the mean of the heads, or with heads="each"
+    (G, H, queries, keys), in float32 or wider. Raises ValueError where something does not fit.
+    """
+    _check(q, k, k, None)
+    if heads not in ("mean", "each"):
+        raise ValueError(f"heads must be mean or each, got {heads!r}")
+    if implementation == "auto":
+        implementation = _automatic(q, k, k)
+    if implementation not in ("torch", "triton"):
+        raise ValueError(f"attention maps must be auto, torch or triton, got {implementation!r}")
+    make = torch_maps.attention_maps if implementation == "torch" else triton_attention.attention_maps
+    maps = make(q, k, _tokens("queries", queries, q), _tokens("keys", keys, k), heads == "mean")
+    return maps[:, 0] if heads == "mean" else maps
+
+
+def _automatic(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return "triton" if q.is_cuda and triton_attention.why_not(q, k, v) is None else "torch"
+
+
+def _tokens(name: str, wanted: Sequence[int] | None, x: Tensor) -> Tensor:
+    if wanted is None:
+        return torch.arange(x.shape[1], device=x.device)
+    if not all(0 <= token < x.shape[1] for token in wanted):
+        raise ValueError(f"{name} must be tokens in [0, {x.shape[1]}), got {list(wanted)}")
+    return torch.tensor(list(wanted), dtype=torch.int64, device=x.device)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None) -> None:

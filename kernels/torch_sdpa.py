@@ -18,7 +18,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = No
         return _sdpa(q, k, v)
     outputs, order = [], []
     for share, sources, rows in _launches(source):
-        values = torch.cat([v[list(column)] for column in zip(*rows)], dim=-1) if share > 1 else _take(v, rows)
+        values = torch.cat([_take(v, column) for column in zip(*rows)], dim=-1) if share > 1 else _take(v, rows)
         out = _sdpa(_take(q, sources), _take(k, sources), values)
         outputs += out.chunk(share, dim=-1)
         order += [row for column in zip(*rows) for row in column]

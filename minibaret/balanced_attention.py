@@ -24,12 +24,12 @@ class Row(NamedTuple):
 def rows_at(step: int, settings: Settings, pictures: Collection[str] = ()) -> tuple[Row, ...]:
     """The rows that step needs, those the edit may look at first.
 
-    pictures: the processes to be carried to the end because their picture is wanted.
+    pictures: the processes to be carried to the end because their picture, or their maps, are wanted.
     """
     self_from, cross_from = sources_at(step, settings)
     looked_at = {self_from, cross_from}
     guidance_rows = (False, True) if settings.rows == "both" else (True,)
-    rows = [Row(RECONSTRUCTION, text) for text in guidance_rows if RECONSTRUCTION in looked_at]
+    rows = [Row(RECONSTRUCTION, text) for text in guidance_rows if RECONSTRUCTION in {*looked_at, *pictures}]
     if TRANSITION in looked_at or (TRANSITION in pictures and not settings.rigid):
         rows += [Row(TRANSITION, False), Row(TRANSITION, True)]
     return (*rows, Row(EDIT, False), Row(EDIT, True))

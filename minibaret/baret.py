@@ -18,6 +18,7 @@ from torch import Tensor
 from . import balanced_attention as bam
 from . import transition
 from .inversion import TunedStep, guide, invert, predict, tune_text
+from .maps import AttentionMaps, MapCollector
 from .models.unet import UNet
 from .schedule import Schedule
 from .settings import Settings
@@ -44,6 +45,7 @@ class Record:
     trajectory: list[Tensor] = field(default_factory=list)  # z*[0] … z*[T]
     tuned: list[TunedStep] = field(default_factory=list)  # one a step, noisiest first
     latents: dict[str, Tensor] = field(default_factory=dict)  # final latents of each process that ran to the end
+    maps: AttentionMaps | None = None  # where they were asked for
 
     @property
     def embeddings(self) -> list[Tensor]:
@@ -60,12 +62,19 @@ class Record:
 
 
 def run(
-    unet: UNet, latents: Tensor, target: Tensor, null: Tensor, settings: Settings, pictures: Collection[str] = ()
+    unet: UNet,
+    latents: Tensor,
+    target: Tensor,
+    null: Tensor,
+    settings: Settings,
+    pictures: Collection[str] = (),
+    maps: MapCollector | None = None,
 ) -> Iterator[Step]:
     """Edits z*[0] towards the target text; the generator's return value is the Record.
 
     latents: (1, 4, h, w) float32; target, null: (1, 77, width) embeddings of the sentence and of the empty text.
-    pictures: "transition", where its final latents are wanted beside the edit's.
+    pictures: "transition", where its final latents are wanted beside the edit's. maps: gathers the edit's attention
+    maps, for which all three processes stay in the batch to the end.
     """
     schedule, record = Schedule(settings.steps), Record([latents])
     inversion_text = target if settings.inversion_text == "target" else null
@@ -75,9 +84,10 @@ def run(
     for index, tuned in enumerate(tune_text(unet, record.trajectory, target, null, schedule, settings)):
         record.tuned.append(tuned)
         yield Step(TUNING, index, settings.steps, tuned.latents, tuned.losses[-1], tuned.iterations)
-    for index, latents in enumerate(edit(unet, record, target, null, settings, pictures)):
+    for index, latents in enumerate(edit(unet, record, target, null, settings, pictures, maps=maps)):
         record.latents = latents
         yield Step(EDITING, index, settings.steps, latents[bam.EDIT])
+    record.maps = maps and maps.maps
     return record
 
 
@@ -90,6 +100,7 @@ def edit(
     settings: Settings,
     pictures: Collection[str] = (),
     rows_at=bam.rows_at,
+    maps: MapCollector | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Yields the latents of the processes after each step; those of a row that has left the batch stay as they were.
 
@@ -98,6 +109,7 @@ def edit(
     """
     schedule = Schedule(settings.steps)
     latents = dict.fromkeys(bam.PROCESSES, record.trajectory[-1])
+    pictures = bam.PROCESSES if maps else pictures
     for index, (label, weight) in enumerate(zip(schedule.labels, transition.weights(settings))):
         tuned = record.tuned[index]
         texts = {
@@ -108,7 +120,11 @@ def edit(
         rows = rows_at(index, settings, pictures)
         batch = torch.cat([latents[row.process] for row in rows])
         context = torch.cat([texts[row.process] if row.conditional else null for row in rows])
-        noise = dict(zip(rows, predict(unet, batch, label, context, bam.injection(rows, index, settings)).split(1)))
+        recorder = maps.recorder(index, rows) if maps else None
+        predicted = predict(unet, batch, label, context, bam.injection(rows, index, settings), recorder)
+        noise = dict(zip(rows, predicted.split(1)))
+        if recorder:
+            maps.keep(index, rows, recorder)
         stepped = {row.process for row in rows} - {bam.RECONSTRUCTION}
         for process in stepped:
             guided = guide(noise[process, False], noise[process, True], settings.guidance)

@@ -1,4 +1,4 @@
-"""The command line: `minibaret edit`, `evaluate` and `inspect`. Bad input is one sentence on stderr and exit code 2."""
+"""The command line: `minibaret edit`, `maps`, `evaluate`, `inspect`. Bad input is one sentence and exit code 2."""
 
 import argparse
 import json
@@ -50,6 +50,26 @@ def edit(options: argparse.Namespace) -> None:
         print(json.dumps(summary))
 
 
+def maps(options: argparse.Namespace) -> None:
+    from .images import check_writable, write_image
+    from .maps import MapRequest
+    from .progress import ProgressBars
+    from .sheet import maps_sheet
+
+    check_writable(options.output, options.force)
+    editor = _load(options)
+    settings = editor.settings(**_chosen(options))
+    size = (options.width or editor.config.image_size, options.height or editor.config.image_size)
+    words = tuple(options.words or dict.fromkeys(options.text.split()))
+    record = MapRequest(words, steps=None if options.at_step is None else [options.at_step], levels=options.levels)
+    with ProgressBars() as bars:
+        result = editor.edit(
+            options.image, options.text, settings, size=size, fit=options.fit, record=record, watch=bars
+        )
+    write_image(maps_sheet(result, options.text, options.at_step), options.output)
+    print(f"{options.output}: where {', '.join(words)} are looked at")
+
+
 def evaluate(options: argparse.Namespace) -> None:
     from .evaluation import evaluate
     from .progress import ProgressBars
@@ -86,18 +106,27 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("edit", help="edit one picture", description="Edit one picture towards a text.")
-    command.add_argument("image", type=Path, help="picture to edit: PNG, JPEG, WebP, …")
-    command.add_argument("text", help="what the edited picture should show")
-    command.add_argument("-o", "--output", type=Path, default=Path("edited.png"), help="default %(default)s")
+    _add_picture(command, "edited.png")
     command.add_argument("--sheet", type=Path, help="also write input, reconstruction, transition, edit side by side")
-    command.add_argument("--force", action="store_true", help="overwrite files that exist")
     command.add_argument("--json", action="store_true", help="print the summary as one JSON line last")
-    command.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop", help="default %(default)s")
-    command.add_argument("--width", type=int, help="pixels; the model's own size if not given")
-    command.add_argument("--height", type=int)
     _add_model(command)
     _add_settings(command)
     command.set_defaults(run=edit)
+
+    command = commands.add_parser(
+        "maps",
+        help="edit one picture and draw where its attention looks",
+        description="Draw the cross-attention of words in reconstruction, transition and edit (the paper's Figure 3).",
+    )
+    _add_picture(command, "maps.png")
+    command.add_argument("--words", nargs="+", metavar="WORD", help="words of the text; all of them if not given")
+    command.add_argument("--at-step", type=int, metavar="STEP", help="from 0; the mean of all steps if not given")
+    command.add_argument(
+        "--levels", type=int, nargs="+", metavar="LEVEL", help="of the UNet, 0 the finest; default all"
+    )
+    _add_model(command)
+    _add_settings(command)
+    command.set_defaults(run=maps)
 
     command = commands.add_parser(
         "evaluate",
@@ -123,6 +152,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_layout(command)
     command.set_defaults(run=inspect)
     return parser
+
+
+def _add_picture(command: argparse.ArgumentParser, output: str) -> None:
+    command.add_argument("image", type=Path, help="picture to edit: PNG, JPEG, WebP, …")
+    command.add_argument("text", help="what the edited picture should show")
+    command.add_argument("-o", "--output", type=Path, default=Path(output), help="default %(default)s")
+    command.add_argument("--force", action="store_true", help="overwrite files that exist")
+    command.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop", help="default %(default)s")
+    command.add_argument("--width", type=int, help="pixels; the model's own size if not given")
+    command.add_argument("--height", type=int)
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:

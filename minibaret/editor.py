@@ -14,6 +14,7 @@ from . import balanced_attention as bam
 from . import baret
 from .errors import InputError
 from .images import fit_image, psnr, read_image, to_image, to_pixels, to_rgb
+from .maps import VAE_FACTOR, AttentionMaps, MapCollector, MapRequest, check_request, find_words
 from .models.tokenizer import TextTooLong
 from .settings import Settings
 from .weights import MINIATURE_FOLDER, Model, load_model
@@ -30,6 +31,11 @@ class Result:
     record: baret.Record
     settings: Settings
     seconds: dict[str, float]  # wall time by stage
+
+    @property
+    def maps(self) -> AttentionMaps | None:
+        """The attention maps that were asked for."""
+        return self.record.maps
 
     @property
     def reconstruction_psnr(self) -> float:
@@ -66,13 +72,14 @@ class Editor:
         size: tuple[int, int] | None = None,
         fit: str = "crop",
         pictures: Collection[str] = ("transition",),
+        record: MapRequest | None = None,
         watch: Callable[[baret.Step], None] | None = None,
     ) -> Result:
         """Edits a picture towards the text. See `steps` for the arguments.
 
         watch: called after every step of every stage; what it raises stops the work and reaches the caller.
         """
-        work = self.steps(image, text, settings, size=size, fit=fit, pictures=pictures)
+        work = self.steps(image, text, settings, size=size, fit=fit, pictures=pictures, record=record)
         while True:
             try:
                 step = next(work)
@@ -90,35 +97,37 @@ class Editor:
         size: tuple[int, int] | None = None,
         fit: str = "crop",
         pictures: Collection[str] = ("transition",),
+        record: MapRequest | None = None,
     ) -> Iterator[baret.Step]:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
         image: a picture or a file; settings: `self.settings()` if None; size: (width, height) in pixels, the model's
         if None; fit: "crop", "pad" or "stretch"; pictures: ("transition",) to have that picture too, which costs two
-        more rows. Raises InputError for a picture that cannot be read, a text that is empty or too long, and sizes
-        that do not fit.
+        more rows; record: attention maps to keep, in the result's `maps`. Raises InputError for a picture that cannot
+        be read, a text that is empty or too long, and sizes or a record that do not fit.
         """
         settings = settings or self.settings()
         target, null = self.embed(text), self.embed("", empty=True)
         picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
         picture = fit_image(picture, self._size(size), fit)
+        collector = self._collector(record, text, picture.size, settings) if record else None
         clock = Clock()
         with torch.no_grad():
             latents = self.encode(picture)
         clock.lap("encode")
-        work = baret.run(self.model.unet, latents, target, null, settings, pictures)
+        work = baret.run(self.model.unet, latents, target, null, settings, pictures, collector)
         while True:
             try:
                 step = next(work)
             except StopIteration as end:
-                record: baret.Record = end.value
+                found: baret.Record = end.value
                 break
             clock.lap(step.stage)
             yield step
             clock.start()
-        final = {"edit": record.latents[bam.EDIT], "reconstruction": record.tuned[-1].latents}
+        final = {"edit": found.latents[bam.EDIT], "reconstruction": found.tuned[-1].latents}
         if bam.TRANSITION in pictures:
-            final["transition"] = final["reconstruction"] if settings.rigid else record.latents[bam.TRANSITION]
+            final["transition"] = final["reconstruction"] if settings.rigid else found.latents[bam.TRANSITION]
         images = {name: self.decode(value) for name, value in final.items()}
         clock.lap("decode")
         return Result(
@@ -126,7 +135,7 @@ class Editor:
             input=picture,
             reconstruction=images["reconstruction"],
             transition=images.get("transition"),
-            record=record,
+            record=found,
             settings=settings,
             seconds=clock.seconds,
         )
@@ -151,6 +160,11 @@ class Editor:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image.Image:
         return to_image(self.model.vae.decode(latents.to(self.model.vae.quant_conv.weight.dtype)))
+
+    def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
+        check_request(request, size, settings.steps, len(self.config.unet.channels))
+        words = find_words(request.words, text, self.model.tokenizer)
+        return MapCollector(request, words, (size[1] // VAE_FACTOR, size[0] // VAE_FACTOR))
 
     def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         side, multiple = self.config.image_size, self.config.size_multiple

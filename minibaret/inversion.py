@@ -76,10 +76,11 @@ def tune_text(
         yield TunedStep(embedding, latents, tuple(losses))
 
 
-def predict(unet: UNet, latents: Tensor, label: int, context: Tensor, *injection) -> Tensor:
-    """The UNet's noise in float32; latents stay float32 between steps whatever the networks' dtype."""
+def predict(unet: UNet, latents: Tensor, label: int, context: Tensor, *more) -> Tensor:
+    """The UNet's noise in float32; latents stay float32 between steps whatever the networks' dtype.
+    more: the UNet's injection and record."""
     timestep = torch.tensor(label, device=latents.device)
-    return unet(latents.to(context.dtype), timestep, context, *injection).float()
+    return unet(latents.to(context.dtype), timestep, context, *more).float()
 
 
 def guide(noise_null: Tensor, noise_text: Tensor, guidance: float) -> Tensor:

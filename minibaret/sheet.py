@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from .balanced_attention import PROCESSES
 from .editor import Result
 
 MARGIN = 8  # pixels
@@ -42,3 +46,35 @@ def edit_sheet(result: Result, text: str) -> Image.Image:
     pictures = [result.input, result.reconstruction, result.transition, result.image]
     scale = max(1, 256 // result.input.height)
     return contact_sheet([pictures], ["input", "reconstruction", "transition", "edit"], f"“{text}”", scale)
+
+
+def maps_sheet(result: Result, text: str, step: int | None = None) -> Image.Image:
+    """The paper's Figure 3: for reconstruction, transition and edit, a row each, the picture and where it looks at each
+    of the recorded words; at one step, or the mean of all recorded ones. A word's maps share one scale, from their
+    lowest value to their highest."""
+    pictures = (result.reconstruction, result.transition, result.image)
+    words = result.maps.request.words
+    maps = {(word, process): result.maps.of_word(word, process, step) for word in words for process in PROCESSES}
+    for word in words:
+        values = torch.stack([maps[word, process] for process in PROCESSES])
+        for process in PROCESSES:
+            maps[word, process] = (maps[word, process] - values.min()) / (values.max() - values.min())
+    rows = [
+        [picture, *(heat(picture, maps[word, process]) for word in words)]
+        for process, picture in zip(PROCESSES, pictures)
+    ]
+    scale = max(1, 256 // result.input.height)
+    which = f"mean of {len(result.maps.words)} steps" if step is None else f"step {step}"
+    title = f"“{text}”, {which}; from the top: {', '.join(PROCESSES)}"
+    return contact_sheet(rows, ["", *words], title, scale)
+
+
+def heat(picture: Image.Image, values: Tensor) -> Image.Image:
+    """Values (h, w) in [0, 1] as black, red, yellow, white over the darkened grey picture."""
+    size = picture.size
+    values = Image.fromarray(values.float().numpy(), mode="F").resize(size, Image.Resampling.BICUBIC)
+    value = np.asarray(values).clip(0, 1)[..., None]
+    colour = (3 * value - np.arange(3)).clip(0, 1)  # red fills first, then green, then blue
+    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255
+    blend = value * colour + (1 - value) * 0.35 * grey
+    return Image.fromarray((blend * 255).round().astype(np.uint8))

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from minibaret.kernels import IMPLEMENTATIONS, attention
+from minibaret.kernels import attention, attention_maps
+
+EVERYWHERE = ("reference", "torch")  # the Triton kernel has tests of its own
 
 SOURCES = [None, (0, 1, 2, 3), (0, 1, 2, 3, 0, 2), (3, 3, 3, 1, 0, 2), (0, 0), (2,), (1, 0, 1, 0, 1, 0)]
 
@@ -19,7 +21,7 @@ def definition(q, k, v, source):
     return out
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("keys", [77, 20])
 def test_every_implementation_is_the_definition(implementation, source, keys):
@@ -30,7 +32,7 @@ def test_every_implementation_is_the_definition(implementation, source, keys):
     assert torch.allclose(out.double(), definition(q, k, v, source), atol=2e-6)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", EVERYWHERE)
 def test_strided_input_is_read_where_it_lies(implementation):
     tokens = torch.randn(2, 9, 3 * 32)
     q, k, v = (tokens[..., i * 32 : i * 32 + 32].unflatten(-1, (4, 8)) for i in range(3))
@@ -38,7 +40,7 @@ def test_strided_input_is_read_where_it_lies(implementation):
     assert torch.allclose(out.double(), definition(q, k, v, (0, 0)), atol=2e-6)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", EVERYWHERE)
 def test_gradients_are_those_of_the_definition(implementation):
     inputs = [torch.randn(2, 6, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     inputs.append(torch.randn(3, 6, 2, 8, dtype=torch.float64, requires_grad=True))
@@ -73,3 +75,32 @@ def test_an_unknown_implementation_does_not_fall_back():
     x = torch.randn(1, 2, 1, 8)
     with pytest.raises(ValueError, match="got 'flash'"):
         attention(x, x, x, implementation="flash")
+
+
+def test_the_kernel_asked_for_by_name_says_why_it_cannot():
+    x = torch.randn(1, 2, 1, 8, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"from the Triton kernel, but (it runs on CUDA|the triton package)"):
+        attention(x, x, x, implementation="triton")
+    with pytest.raises(ValueError, match=r"from the Triton kernel, but (it runs on CUDA|the triton package)"):
+        attention_maps(x, x, implementation="triton")
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(None, [3, 0]), ([5, 5, 1], None), ([2], [6]), (None, None)])
+def test_maps_are_the_softmax_at_the_tokens_asked_for(queries, keys, monkeypatch):
+    monkeypatch.setattr("minibaret.kernels.torch_maps.SCORES", 40)  # several chunks
+    q, k = torch.randn(2, 9, 3, 8), torch.randn(2, 7, 3, 8)
+    whole = torch.einsum("gnhd,gmhd->ghnm", q, k).div(8**0.5).softmax(-1)
+    wanted = whole[:, :, queries if queries else slice(None)][..., keys if keys else slice(None)]
+    each = attention_maps(q, k, queries, keys, heads="each")
+    assert each.shape == wanted.shape and torch.allclose(each, wanted, atol=1e-6)
+    assert torch.allclose(attention_maps(q, k, queries, keys), wanted.mean(1), atol=1e-6)
+
+
+def test_a_map_of_what_is_not_there_is_refused():
+    x = torch.randn(1, 4, 1, 8)
+    with pytest.raises(ValueError, match=r"keys must be tokens in \[0, 4\), got \[4\]"):
+        attention_maps(x, x, keys=[4])
+    with pytest.raises(ValueError, match="heads must be mean or each, got 'all'"):
+        attention_maps(x, x, heads="all")
+    with pytest.raises(ValueError, match="got 'reference'"):
+        attention_maps(x, x, implementation="reference")

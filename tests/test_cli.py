@@ -96,6 +96,16 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, dog,
     assert set(tmp_path.iterdir()) == before
 
 
+def test_maps_draws_where_words_are_looked_at(tmp_path, dog, capsys):
+    output = tmp_path / "maps.png"
+    text = "a brown dog lying down on grass"
+    assert main(["maps", str(dog), text, "-o", str(output), "--words", "dog", "lying", *QUICK]) == 0
+    assert Image.open(output).width > 3 * 256 and "dog, lying" in capsys.readouterr().out
+    assert "'cat' is not in" in refused(capsys, "maps", dog, text, "-o", tmp_path / "m.png", "--words", "cat")
+    arguments = ("maps", dog, text, "-o", tmp_path / "m.png", "--at-step", 3, *QUICK)
+    assert "steps to look at must be from 0 to 2, got [3]" in refused(capsys, *arguments)
+
+
 def test_evaluate_prints_one_json_line_last(capsys):
     assert main(["evaluate", "--scenes", "1", "--kind", "posture", "--method", "baret", "--json", *QUICK]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])["methods"]["baret"]

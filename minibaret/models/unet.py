@@ -5,7 +5,7 @@ Modules carry diffusers' names. Every spatial transformer has a self-attention s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..kernels import attention
 from .configs import UNetConfig
 from .layers import Downsample, ResnetBlock, Upsample
+from .recorder import MapRecorder
 
 
 @dataclass(frozen=True)
@@ -63,25 +64,30 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, config.latent_channels, 3, padding=1)
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, injection: Injection = NO_INJECTION
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        injection: Injection = NO_INJECTION,
+        record: MapRecorder | None = None,
     ) -> Tensor:
         """latents (B, 4, H/8, W/8), timesteps (B,) or (), context (B, 77, width) → predicted noise, shaped as the
-        latents."""
+        latents. record: writes down attention maps, where somebody wants to see them."""
         time = self.time_embedding(timesteps.expand(latents.shape[0]))  # [B, 4C]
         x = self.conv_in(latents)
         skips = [x]
         for block in self.down_blocks:
             for layer in range(len(block.resnets)):
-                x = block.layer(layer, x, time, context, injection)
+                x = block.layer(layer, x, time, context, injection, record)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
                 x = block.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block.layer(0, x, time, context, injection)
+        x = self.mid_block.layer(0, x, time, context, injection, record)
         x = self.mid_block.resnets[1](x, time)
         for block in self.up_blocks:
             for layer in range(len(block.resnets)):
-                x = block.layer(layer, torch.cat([x, skips.pop()], dim=1), time, context, injection)
+                x = block.layer(layer, torch.cat([x, skips.pop()], dim=1), time, context, injection, record)
             if hasattr(block, "upsamplers"):
                 x = block.upsamplers[0](x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
@@ -103,9 +109,11 @@ class Block(nn.Module):
         if hasattr(self, "attentions"):
             self.attentions.append(SpatialTransformer(width_out, self.config))
 
-    def layer(self, index: int, x: Tensor, time: Tensor, context: Tensor, injection: Injection) -> Tensor:
+    def layer(
+        self, index: int, x: Tensor, time: Tensor, context: Tensor, injection: Injection, record: MapRecorder | None
+    ) -> Tensor:
         x = self.resnets[index](x, time)
-        return self.attentions[index](x, context, injection) if hasattr(self, "attentions") else x
+        return self.attentions[index](x, context, injection, record) if hasattr(self, "attentions") else x
 
 
 class TimeEmbedding(nn.Module):
@@ -135,11 +143,11 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, config)])
         self.proj_out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Tensor, injection: Injection) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, injection: Injection, record: MapRecorder | None) -> Tensor:
         batch, width, height, _ = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, -1, width)  # [B, HW, C], no copy when channels_last
         tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
-        tokens = self.transformer_blocks[0](tokens, context, injection)
+        tokens = self.transformer_blocks[0](tokens, context, injection, record)
         tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
         return x + tokens.view(batch, height, -1, width).permute(0, 3, 1, 2)
 
@@ -154,16 +162,16 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor, injection: Injection) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, injection: Injection, record: MapRecorder | None) -> Tensor:
         h = self.norm1(x)
-        x = x + self.attn1(h, h, injection.self_source)
-        x = x + self.attn2(self.norm2(x), context, injection.cross_source)
+        x = x + self.attn1(h, h, injection.self_source, record and record.self_site)
+        x = x + self.attn2(self.norm2(x), context, injection.cross_source, record and record.cross_site)
         return x + self.ff(self.norm3(x))
 
 
 class Attention(nn.Module):
     """Multi-head attention from x to context; with a source, only the rows that are some row's source project Q and
-    K."""
+    K. record(q, k, source), if given, is called with what the maps come from."""
 
     def __init__(self, width: int, context_width: int, heads: int):
         super().__init__()
@@ -173,7 +181,13 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor, source: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        source: Sequence[int] | None = None,
+        record: Callable[[Tensor, Tensor, Sequence[int] | None], None] | None = None,
+    ) -> Tensor:
         v = self._split(self.to_v(context))
         if source is not None:
             rows = sorted(set(source))
@@ -181,6 +195,8 @@ class Attention(nn.Module):
             prefix = rows == list(range(len(rows)))
             x, context = (y[: len(rows)] if prefix else y[rows] for y in (x, context))
         q, k = self._split(self.to_q(x)), self._split(self.to_k(context))
+        if record is not None:
+            record(q, k, source)
         return self.to_out[0](attention(q, k, v, source).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:

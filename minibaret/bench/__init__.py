@@ -1,0 +1,1 @@
+"""What bench.py measures: a file a subject, and `common`, what they share."""

@@ -1,0 +1,125 @@
+"""Timing in turns, memory, traces: what every sub-command uses."""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would chat on stderr
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+
+def complete(options: argparse.Namespace) -> None:
+    """The device and dtype that were not given."""
+    options.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options.dtype = getattr(torch, options.dtype or ("float16" if options.device.type == "cuda" else "float32"))
+
+
+def card(options: argparse.Namespace, **more) -> dict:
+    """Prints and returns what the figures were measured on."""
+    facts = {
+        "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else _processor(),
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        **more,
+    }
+    for name, value in facts.items():
+        print(f"{name:>12}  {value}")
+    return facts
+
+
+def in_turns(ways: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds a call: every way once or more a round, in turn, so that a busy moment hits all of them."""
+    calls = {}
+    for name, run in ways.items():
+        took = milliseconds(run, 1, device)  # allocates, compiles
+        took = took if took > 1000 else milliseconds(run, 1, device)
+        calls[name] = max(1, min(100, int(5 / max(took, 1e-3))))  # 5 ms at least
+    times = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, run in ways.items():
+            times[name].append(milliseconds(run, calls[name], device))
+    return times
+
+
+def spread(times: list[float]) -> dict:
+    """The median, and half of the measurements lie between the other two."""
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return {"median_ms": round(middle, 4), "low_ms": round(low, 4), "high_ms": round(high, 4)}
+
+
+def ratio(times: list[float], plain: list[float]) -> float:
+    return round(statistics.median(times) / statistics.median(plain), 4)
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Memory allocated at most while it runs, above what there was before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def trace(runs: dict[str, Callable[[], object]], path: Path) -> None:
+    """Runs everything once more, under the profiler, and writes a Chrome trace with a named range for each."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities) as profiled:
+        for name, run in runs.items():
+            with record_function(name):
+                run()
+    profiled.export_chrome_trace(str(path))
+    print(f"{path}: Chrome trace; open it at chrome://tracing or ui.perfetto.dev")
+
+
+def finish(options: argparse.Namespace, result: dict) -> None:
+    if options.json:
+        print(json.dumps(result))
+
+
+def milliseconds(run: Callable[[], object], calls: int, device: torch.device) -> float:
+    synchronize(device)
+    begin = time.perf_counter()
+    for _ in range(calls):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - begin) / calls * 1e3
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "CPU"
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,125 @@
+"""Attention maps of an edit, recorded on a tiny UNet with random weights."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minibaret import balanced_attention as bam
+from minibaret import baret
+from minibaret.errors import InputError
+from minibaret.maps import MapCollector, MapRequest, check_request, find_words
+from minibaret.models.recorder import MapRecorder
+from minibaret.models.tokenizer import ClipTokenizer
+from minibaret.models.unet import Injection
+from minibaret.settings import Settings
+from minibaret.sheet import heat
+
+SHORT = Settings(steps=5, guidance=3.0, inner_steps=1, learning_rate=1e-2, self_steps=0.4, cross_steps=0.6)
+
+
+def run(unet, maps=None, settings=SHORT):
+    torch.manual_seed(1)
+    work = baret.run(unet, torch.randn(1, 4, 8, 8), torch.randn(1, 5, 24), torch.randn(1, 5, 24), settings, maps=maps)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+def softmax_maps(unet, latents, context):
+    """The maps of a plain forward's first self and cross site, by the definition."""
+    block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    seen = []
+    handles = [
+        site.register_forward_hook(lambda site, inputs, out: seen.append((site, inputs)))
+        for site in (block.attn1, block.attn2)
+    ]
+    unet(latents, torch.tensor(7), context)
+    for handle in handles:
+        handle.remove()
+    found = []
+    for site, (x, context, *_) in seen:
+        q, k = site.to_q(x).unflatten(-1, (2, 8)), site.to_k(context).unflatten(-1, (2, 8))
+        found.append((torch.einsum("bnhd,bmhd->bhnm", q, k) / 8**0.5).softmax(-1).mean(1))
+    return found
+
+
+def test_a_recorder_sees_the_maps_that_attention_uses(unet):
+    latents, context = torch.randn(3, 4, 8, 8), torch.randn(3, 5, 24)
+    itself, cross = softmax_maps(unet, latents, context)
+    first = MapRecorder([2, 0], [4, 1], [(3, 5)], (8, 8))
+    block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    plain = unet(latents, torch.tensor(7), context)
+    assert torch.equal(unet(latents, torch.tensor(7), context, record=first), plain)
+    assert first.cross.shape == (2, 2, 8, 8) and first.itself.shape == (2, 1, 8, 8)
+    assert torch.allclose(first.itself.sum((-1, -2)), torch.ones(2, 1), atol=1e-5)
+    alone = MapRecorder([2, 0], [4, 1], [(3, 5)], (8, 8))
+    features = unet.down_blocks[0].resnets[0](unet.conv_in(latents), unet.time_embedding(torch.tensor([7.0]).expand(3)))
+    unet.down_blocks[0].attentions[0](features, context, Injection(), alone)
+    assert torch.allclose(alone.cross, cross[[2, 0]][..., [4, 1]].mT.unflatten(-1, (8, 8)), atol=1e-6)
+    assert torch.allclose(alone.itself, itself[[2, 0], 3 * 8 + 5].view(2, 1, 8, 8), atol=1e-6)
+    assert block.attn1.heads == 2
+
+
+def test_injected_rows_show_the_map_they_take(unet):
+    latents, context = torch.randn(3, 4, 8, 8), torch.randn(3, 5, 24)
+    recorder = MapRecorder([0, 1, 2], [1, 2], [(0, 7)], (8, 8))
+    unet(latents, torch.tensor(7), context, Injection((0, 1, 0), (0, 1, 1)), recorder)
+    assert torch.equal(recorder.cross[2], recorder.cross[1]) and torch.equal(recorder.itself[2], recorder.itself[0])
+    assert not torch.equal(recorder.cross[0], recorder.cross[1])
+
+
+@pytest.mark.parametrize("rigid", [False, True])
+def test_maps_of_every_process_at_the_steps_asked_for(unet, rigid):
+    settings = dataclasses.replace(SHORT, rigid=rigid)
+    collector = MapCollector(MapRequest(("dog", "lying"), ((3, 60),), steps=(0, 4)), [[1], [2, 3]], (8, 8))
+    maps = run(unet, collector, settings).maps
+    assert set(maps.words) == set(maps.points) == {0, 4}
+    for step in (0, 4):
+        assert set(maps.words[step]) == set(bam.PROCESSES)
+        assert all(value.shape == (2, 8, 8) for value in maps.words[step].values())
+        assert all(value.shape == (1, 8, 8) for value in maps.points[step].values())
+    assert torch.equal(maps.words[0]["edit"], maps.words[0]["transition"])  # injected
+    assert not torch.equal(maps.words[4]["edit"], maps.words[4]["transition"])  # no longer
+    assert torch.equal(maps.words[0]["transition"], maps.words[0]["reconstruction"]) == rigid
+    assert torch.equal(maps.of_word("lying", "edit", 4), maps.words[4]["edit"][1])
+    mean = (maps.words[0]["edit"][0] + maps.words[4]["edit"][0]) / 2
+    assert torch.allclose(maps.of_word("dog", "edit"), mean)
+
+
+def test_recording_does_not_change_the_edit(unet):
+    plain = run(unet)
+    recorded = run(unet, MapCollector(MapRequest(("dog",)), [[1]], (8, 8)))
+    assert plain.maps is None and len(recorded.maps.words) == 5
+    assert torch.allclose(plain.latents["edit"], recorded.latents["edit"], atol=1e-4)
+
+
+def test_words_are_found_in_the_text():
+    tokenizer = ClipTokenizer([("d", "o"), ("do", "g</w>")])
+    assert find_words(("Dog", "on"), "a dog on a dog", tokenizer) == [[2, 6], [3, 4]]
+    with pytest.raises(InputError, match="'cat' is not in 'a dog'"):
+        find_words(("cat",), "a dog", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (MapRequest(), "words or points"),
+        (MapRequest(points=((128, 0),)), "points must lie in the picture of 128×96 pixels, got 128, 0"),
+        (MapRequest(("dog",), steps=(5,)), "steps to look at must be from 0 to 4"),
+        (MapRequest(("dog",), levels=(2,)), "levels to look at must be from 0 to 1"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_said(request_, said):
+    with pytest.raises(InputError, match=said):
+        check_request(request_, (128, 96), 5, 2)
+
+
+def test_heat_is_brightest_where_the_value_is():
+    drawn = heat(Image.new("RGB", (8, 8), "grey"), torch.eye(8))
+    brightness = torch.from_numpy(np.array(drawn.convert("L"), dtype=np.int64))
+    assert brightness.diagonal().min() > brightness[~torch.eye(8, dtype=torch.bool)].max()
