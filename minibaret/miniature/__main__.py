@@ -23,6 +23,7 @@ def main() -> None:
     command.add_argument("stage", choices=("clip", "vae", "unet"))
     command.add_argument("--hours", type=float, required=True, help="training time in all, earlier runs included")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    command.add_argument("--start", type=Path, metavar="FOLDER", help="weights that a new run begins with")
     command.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
     command.add_argument("--scenes", type=int, default=20_000, help="pictures in the training set (default 20000)")
     command.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints, logs, samples (default runs/)")
@@ -51,7 +52,15 @@ def _train(options: argparse.Namespace) -> None:
 
     arguments = (options.stage, options.runs, options.weights, options.scenes)
     prepare(*arguments)
-    train(partial(build, *arguments), options.hours, options.runs, options.weights, options.workers, options.resume)
+    train(
+        partial(build, *arguments),
+        options.hours,
+        options.runs,
+        options.weights,
+        options.workers,
+        options.resume,
+        options.start,
+    )
 
 
 def _measure(options: argparse.Namespace) -> None:

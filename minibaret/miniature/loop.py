@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHECKPOINT_EVERY = 180.0  # seconds
 GRID_EVERY = 900.0
@@ -45,6 +46,10 @@ class Stage:
         """Draws what the averaged modules do by now."""
         raise NotImplementedError
 
+    def restore(self, weights: Path) -> None:
+        """Reads the modules back from what `export` wrote there."""
+        raise NotImplementedError
+
     def export(self, weights: Path) -> None:
         """Writes the averaged modules to the weights folder."""
         raise NotImplementedError
@@ -57,11 +62,13 @@ class Progress:
     seconds: float = 0.0
 
 
-def train(make_stage, hours: float, runs: Path, weights: Path, workers: int, resume: bool) -> None:
+def train(
+    make_stage, hours: float, runs: Path, weights: Path, workers: int, resume: bool, start: Path | None = None
+) -> None:
     """Trains until `hours` of training time have passed, over all runs together, then exports to `weights`.
 
     make_stage: a picklable function of no arguments that builds the stage in each worker. Without `resume`, a run that
-    exists is refused with FileExistsError.
+    exists is refused with FileExistsError. start: a folder of weights that a new run begins with, its optimiser fresh.
     """
     os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")
     runs.mkdir(parents=True, exist_ok=True)
@@ -69,12 +76,12 @@ def train(make_stage, hours: float, runs: Path, weights: Path, workers: int, res
     # an exit takes the daemonic workers along, a bare signal does not
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        mp.spawn(_work, (make_stage, hours, runs, weights, workers, resume, meeting), nprocs=workers, daemon=True)
+        mp.spawn(_work, (make_stage, hours, runs, weights, workers, resume, start, meeting), nprocs=workers, daemon=True)
     finally:
         meeting.unlink(missing_ok=True)
 
 
-def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int, resume: bool, meeting: Path) -> None:
+def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int, resume, start, meeting: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers)
     torch.manual_seed(0)
@@ -82,6 +89,8 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int,
     checkpoint = runs / f"{stage.name}.pt"
     if checkpoint.exists() and not resume:
         raise FileExistsError(f"{checkpoint} exists: pass --resume to continue it, or move it away to start anew")
+    if start is not None and not checkpoint.exists():
+        stage.restore(start)
     parameters = [p for p in stage.modules.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average = {name: value.detach().clone() for name, value in stage.modules.state_dict().items()}
@@ -102,7 +111,7 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int,
         rate = learning_rate(stage.learning_rate, progress.step, progress.seconds / (hours * 3600))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused backward is slower here
             loss, measured = stage.loss(stage.batch // workers, generator)
         loss.backward()
         now = time.monotonic()
