@@ -76,12 +76,14 @@ def train(
     # an exit takes the daemonic workers along, a bare signal does not
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        mp.spawn(_work, (make_stage, hours, runs, weights, workers, resume, start, meeting), nprocs=workers, daemon=True)
+        mp.spawn(
+            _work, (make_stage, hours, runs, weights, workers, resume, start, meeting), nprocs=workers, daemon=True
+        )
     finally:
         meeting.unlink(missing_ok=True)
 
 
-def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers: int, resume, start, meeting: Path) -> None:
+def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resume, start, meeting: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers)
     torch.manual_seed(0)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ..models.configs import MINIATURE
 from ..models.image_encoder import ClipPair, ImageTower
+from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import ClipTokenizer
-from ..weights.folder import save_part
+from ..weights.folder import load_image_encoder, save_part
+from ..weights.strict import load_part
 from .data import OMISSIONS, UNNAMED, all_captions, attributes, to_pixels, training_pictures, training_scene
 from .loop import Stage
 
@@ -68,6 +70,11 @@ class ClipStage(Stage):
 
     def samples(self, path: Path) -> None:
         """A contrastive pair draws nothing; its figures are in the log."""
+
+    def restore(self, weights: Path) -> None:
+        text_encoder = load_part(lambda: TextEncoder(MINIATURE.text_encoder), weights / "text_encoder.safetensors")
+        self.pair.text_encoder.load_state_dict(text_encoder.state_dict())
+        self.pair.load_state_dict(load_image_encoder(weights).state_dict(), strict=False)
 
     def export(self, weights: Path) -> None:
         save_part(self.pair.text_encoder, weights / "text_encoder.safetensors")

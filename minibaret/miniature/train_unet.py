@@ -35,7 +35,7 @@ class UNetStage(Stage):
         self.texts, self.row = caption_embeddings(weights)
         self.scenes = [training_scene(index) for index in range(count)]
         self.alphas = cumulative_alphas()
-        self.unet = UNet(MINIATURE.unet).to(memory_format=torch.channels_last)
+        self.unet = UNet(MINIATURE.unet)
         self.modules = nn.ModuleDict({"unet": self.unet})
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -48,7 +48,7 @@ class UNetStage(Stage):
         labels = torch.randint(TRAINING_STEPS, (batch,), generator=generator)
         alphas = self.alphas[labels][:, None, None, None]
         noise = torch.randn(latents.shape, generator=generator)
-        noisy = (alphas.sqrt() * latents + (1 - alphas).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
         error = (self.unet(noisy, labels, texts).float() - noise).square().mean((1, 2, 3))
         snr = (alphas / (1 - alphas)).flatten()
         loss = (error * snr.clamp(max=SNR_LIMIT) / snr).mean()
@@ -59,6 +59,9 @@ class UNetStage(Stage):
         texts = self.texts[[self.row[attributes(scene)] for scene in self.scenes[:24]]].float()
         latents = sample(self.unet, texts, self.texts[:1].float(), self.latents.shape[-1], steps=25, guidance=3.0)
         grid(self.vae.decode(latents), 8).save(path)
+
+    def restore(self, weights: Path) -> None:
+        self.unet.load_state_dict(load_part(lambda: UNet(self.unet.config), weights / "unet.safetensors").state_dict())
 
     def export(self, weights: Path) -> None:
         save_part(self.unet, weights / "unet.safetensors")
