@@ -2,9 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -13,11 +15,15 @@ from torch import Tensor
 from . import balanced_attention as bam
 from . import baret
 from .errors import InputError
-from .images import fit_image, psnr, read_image, to_image, to_pixels, to_rgb
+from .images import FITS, fit_image, psnr, read_image, to_image, to_pixels, to_rgb
+from .inversion_file import Inversion, keep, resume
 from .maps import VAE_FACTOR, AttentionMaps, MapCollector, MapRequest, check_request, find_words
 from .models.tokenizer import TextTooLong
+from .origin import TUNING_SETTINGS, Origin
 from .settings import Settings
 from .weights import MINIATURE_FOLDER, Model, load_model
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -70,23 +76,18 @@ class Editor:
         settings: Settings | None = None,
         *,
         size: tuple[int, int] | None = None,
-        fit: str = "crop",
+        fit: str | None = None,
         pictures: Collection[str] = ("transition",),
         record: MapRequest | None = None,
+        inversion: Inversion | None = None,
         watch: Callable[[baret.Step], None] | None = None,
     ) -> Result:
         """Edits a picture towards the text. See `steps` for the arguments.
 
         watch: called after every step of every stage; what it raises stops the work and reaches the caller.
         """
-        work = self.steps(image, text, settings, size=size, fit=fit, pictures=pictures, record=record)
-        while True:
-            try:
-                step = next(work)
-            except StopIteration as end:
-                return end.value
-            if watch:
-                watch(step)
+        options = {"size": size, "fit": fit, "pictures": pictures, "record": record, "inversion": inversion}
+        return _watched(self.steps(image, text, settings, **options), watch)
 
     def steps(
         self,
@@ -95,27 +96,33 @@ class Editor:
         settings: Settings | None = None,
         *,
         size: tuple[int, int] | None = None,
-        fit: str = "crop",
+        fit: str | None = None,
         pictures: Collection[str] = ("transition",),
         record: MapRequest | None = None,
+        inversion: Inversion | None = None,
     ) -> Iterator[baret.Step]:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
         image: a picture or a file; settings: `self.settings()` if None; size: (width, height) in pixels, the model's
-        if None; fit: "crop", "pad" or "stretch"; pictures: ("transition",) to have that picture too, which costs two
-        more rows; record: attention maps to keep, in the result's `maps`. Raises InputError for a picture that cannot
-        be read, a text that is empty or too long, and sizes or a record that do not fit.
+        if None; fit: "crop", "pad" or "stretch", the first if None; pictures: ("transition",) to have that picture
+        too, which costs two more rows; record: attention maps to keep, in the result's `maps`. inversion: an earlier
+        one of the same picture, text, model and settings, whose steps are not done again; settings, size and fit that
+        are None are then the inversion's. If its trajectory was inverted with the empty text, it serves another text
+        too, and only target-text inversion runs. Raises InputError for a picture that cannot be read, a text that is
+        empty or too long, sizes or a record that do not fit, and an inversion that belongs to something else.
         """
-        settings = settings or self.settings()
+        picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
         target, null = self.embed(text), self.embed("", empty=True)
-        picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-        picture = fit_image(picture, self._size(size), fit)
         collector = self._collector(record, text, picture.size, settings) if record else None
         clock = Clock()
-        with torch.no_grad():
-            latents = self.encode(picture)
-        clock.lap("encode")
-        work = baret.run(self.model.unet, latents, target, null, settings, pictures, collector)
+        if inversion:
+            origin = Origin.of(self.model, picture, fit, text, settings)
+            start = inversion.record_for(origin, self.device, may_differ=("text",))
+            clock.lap("check inversion")
+        else:
+            start = self.encode(picture)
+            clock.lap("encode")
+        work = baret.run(self.model.unet, start, target, null, settings, pictures, collector)
         while True:
             try:
                 step = next(work)
@@ -140,6 +147,57 @@ class Editor:
             seconds=clock.seconds,
         )
 
+    def invert(
+        self,
+        image: Image.Image | str | Path,
+        text: str,
+        settings: Settings | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        fit: str | None = None,
+        inversion: Inversion | None = None,
+        file: str | Path | None = None,
+        restart: bool = False,
+        watch: Callable[[baret.Step], None] | None = None,
+    ) -> Inversion:
+        """DDIM inversion and target-text inversion of a picture, to edit from. See `inversion_steps`.
+
+        watch: called after every step of both stages; what it raises stops the work and reaches the caller.
+        """
+        options = {"size": size, "fit": fit, "inversion": inversion, "file": file, "restart": restart}
+        return _watched(self.inversion_steps(image, text, settings, **options), watch)
+
+    def inversion_steps(
+        self,
+        image: Image.Image | str | Path,
+        text: str,
+        settings: Settings | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        fit: str | None = None,
+        inversion: Inversion | None = None,
+        file: str | Path | None = None,
+        restart: bool = False,
+    ) -> Iterator[baret.Step]:
+        """The same work as a generator of steps, which returns the Inversion.
+
+        image, text, settings, size, fit: as for `steps`. inversion: one whose trajectory is taken where the text (if it
+        was inverted with the empty text) or the settings of target-text inversion differ, and which is taken whole
+        where nothing differs. file: where to save the inversion; while it is unfinished it is kept beside it, with
+        .part after the name, and a run that was stopped goes on after its last step when it is started again. restart:
+        begin anew where such an unfinished file belongs to something else or is damaged, instead of refusing.
+        """
+        picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
+        target, null = self.embed(text), self.embed("", empty=True)
+        origin = Origin.of(self.model, picture, fit, text, settings)
+        record = resume(Path(file), origin, self.device, restart) if file else None
+        if inversion and not record:
+            record = inversion.record_for(origin, self.device, may_differ=("text", *TUNING_SETTINGS))
+        record = record or baret.Record([self.encode(picture)])
+        work = baret.invert_and_tune(self.model.unet, record, target, null, settings)
+        yield from keep(work, Path(file), origin, record) if file else work
+        return Inversion(origin, tuple(record.trajectory), tuple(record.tuned))
+
     @torch.no_grad()
     def embed(self, text: str, empty: bool = False) -> Tensor:
         """The text's embeddings (1, 77, width). Raises InputError for a long text and, unless `empty`, a blank one."""
@@ -161,6 +219,22 @@ class Editor:
     def decode(self, latents: Tensor) -> Image.Image:
         return to_image(self.model.vae.decode(latents.to(self.model.vae.quant_conv.weight.dtype)))
 
+    def _prepare(
+        self,
+        image: Image.Image | str | Path,
+        settings: Settings | None,
+        size: tuple[int, int] | None,
+        fit: str | None,
+        inversion: Inversion | None,
+    ) -> tuple[Image.Image, str, Settings]:
+        """The fitted RGB picture, how it was fitted, the settings: where None, the inversion's, else the model's."""
+        if inversion:
+            origin = inversion.origin
+            settings, size, fit = settings or self.settings(**origin.settings), size or origin.size, fit or origin.fit
+        fit = fit or FITS[0]
+        picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+        return fit_image(picture, self._size(size), fit), fit, settings or self.settings()
+
     def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
         check_request(request, size, settings.steps, len(self.config.unet.channels))
         words = find_words(request.words, text, self.model.tokenizer)
@@ -172,6 +246,18 @@ class Editor:
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise InputError(f"width and height must be multiples of {multiple} pixels, got {width}×{height}")
         return width, height
+
+
+def _watched(work: Generator[baret.Step, None, Found], watch: Callable[[baret.Step], None] | None) -> Found:
+    """Runs a generator of steps to its end, for what it returns."""
+    with closing(work):
+        while True:
+            try:
+                step = next(work)
+            except StopIteration as end:
+                return end.value
+            if watch:
+                watch(step)
 
 
 class Clock:

@@ -1,7 +1,7 @@
 """DDIM inversion, and target-text inversion (BARET Eq. 1, 2, Algorithm 1): the picture's way back to noise, and the
 text embeddings that bring it home again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +14,12 @@ from .settings import Settings
 
 
 @torch.no_grad()
-def invert(unet: UNet, latents: Tensor, context: Tensor, schedule: Schedule) -> Iterator[Tensor]:
-    """Yields z*[1] … z*[T], each noisier than the one before; guidance 1.
+def invert(unet: UNet, latents: Tensor, context: Tensor, schedule: Schedule, done: int = 0) -> Iterator[Tensor]:
+    """Yields z*[done + 1] … z*[T], each noisier than the one before; guidance 1.
 
-    latents: z*[0], (1, 4, h, w); context: (1, 77, width).
+    latents: z*[done], (1, 4, h, w), z*[0] to begin with; context: (1, 77, width).
     """
-    for label in reversed(schedule.labels):
+    for label in schedule.labels[::-1][done:]:
         noise = predict(unet, latents, label, context)
         latents = schedule.inverse_step(latents, noise, label)
         yield latents
@@ -39,16 +39,22 @@ class TunedStep:
 
 
 def tune_text(
-    unet: UNet, trajectory: list[Tensor], target: Tensor, null: Tensor, schedule: Schedule, settings: Settings
+    unet: UNet,
+    trajectory: list[Tensor],
+    target: Tensor,
+    null: Tensor,
+    schedule: Schedule,
+    settings: Settings,
+    done: Sequence[TunedStep] = (),
 ) -> Iterator[TunedStep]:
     """Tunes the target text's embedding, time step by time step, so that guided sampling retraces the trajectory.
 
-    trajectory: z*[0] … z*[T]; target, null: (1, 77, width). Yields T steps, noisiest first. The networks' weights are
-    left alone: only the embedding has a gradient.
+    trajectory: z*[0] … z*[T]; target, null: (1, 77, width); done: the first steps, where they are known. Yields the
+    steps after those up to T, noisiest first. The networks' weights are left alone: only the embedding has a gradient.
     """
-    latents, embedding = trajectory[-1], target
+    latents, embedding = (done[-1].latents, done[-1].embedding) if done else (trajectory[-1], target)
     first, raise_by = settings.tolerance
-    for index, label in enumerate(schedule.labels):
+    for index, label in list(enumerate(schedule.labels))[len(done) :]:
         goal = trajectory[-2 - index]
         with torch.no_grad():
             noise_null = predict(unet, latents, label, null)
