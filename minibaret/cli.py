@@ -48,9 +48,13 @@ def edit(options: argparse.Namespace) -> None:
         write_image(edit_sheet(result, options.text), options.sheet)
     summary = {**result.summary(), "output": str(options.output)}
     _print_summary(summary)
-    if options.inversion_file:
-        tuned = "target-text inversion" in summary["seconds"]
-        gave = "the trajectory; the text was tuned anew" if tuned else "the trajectory and the tuned text"
+    if arguments["inversion"]:
+        if "target-text inversion" not in result.seconds:
+            gave = "the trajectory and the tuned text"
+        elif arguments["inversion"].finished:
+            gave = "the trajectory; the text was tuned anew"
+        else:
+            gave = "the steps it had; the others were done now"
         print(f"{options.inversion_file} gave {gave}")
     if options.json:
         print(json.dumps(summary))

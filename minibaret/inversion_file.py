@@ -46,6 +46,10 @@ class Inversion:
     name: str = "the inversion"  # its file, for messages
 
     @property
+    def finished(self) -> bool:
+        return len(self.tuned) == self.origin.settings["steps"]
+
+    @property
     def iterations(self) -> list[int]:
         """Inner iterations, by step."""
         return [step.iterations for step in self.tuned]
@@ -100,14 +104,14 @@ def load_inversion(path: str | Path) -> Inversion:
     if not path.is_file():
         raise InputError(f"there is no inversion file {path}")
     open_tensors(path)  # says what is wrong with a file that is not safetensors, or cut short
-    data = path.read_bytes()
-    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    with path.open("rb") as file:
+        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__") or {}
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is a safetensors file, but none that minibaret invert wrote")
     if metadata.get("version") != VERSION:
         raise InputError(f"{path} has version {metadata.get('version')} of the format; this minibaret reads {VERSION}")
     try:
-        tensors = parse_tensors(data)
+        tensors = parse_tensors(path.read_bytes())
         whole = metadata["sha256"] == _digest(metadata["origin"], tensors)
     except (KeyError, SafetensorError):
         whole = False

@@ -350,6 +350,8 @@ def test_invert_then_edit_writes_the_same_picture(tmp_path, monkeypatch, dog, ca
         assert Path("edited.png").read_bytes() == Path("whole.png").read_bytes()
         assert Path("sheet.png").read_bytes() == Path("whole-sheet.png").read_bytes()
         assert "dog.safetensors gave the trajectory and the tuned text" in capsys.readouterr().out
+    assert main(["maps", *edit[1:], "-o", "maps.png", "--words", "dog"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["edit"]
     before = set(tmp_path.iterdir())
     sentence = refused(capsys, *edit, "-o", "no.png", "--steps", "4")
     assert "dog.safetensors does not belong to this run: it was made with steps 3, not 4" in sentence
