@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -116,7 +117,7 @@ class Editor:
         collector = self._collector(record, text, picture.size, settings) if record else None
         clock = Clock()
         if inversion:
-            origin = Origin.of(self.model, picture, fit, text, settings)
+            origin = self._origin(picture, fit, text, settings)
             start = inversion.record_for(origin, self.device, may_differ=("text",))
             clock.lap("check inversion")
         else:
@@ -189,7 +190,7 @@ class Editor:
         """
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
         target, null = self.embed(text), self.embed("", empty=True)
-        origin = Origin.of(self.model, picture, fit, text, settings)
+        origin = self._origin(picture, fit, text, settings)
         record = resume(Path(file), origin, self.device, restart) if file else None
         if inversion and not record:
             record = inversion.record_for(origin, self.device, may_differ=("text", *TUNING_SETTINGS))
@@ -234,6 +235,9 @@ class Editor:
         fit = fit or FITS[0]
         picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
         return fit_image(picture, self._size(size), fit), fit, settings or self.settings()
+
+    def _origin(self, picture: Image.Image, fit: str, text: str, settings: Settings) -> Origin:
+        return Origin.of(partial(getattr, self.model), self.model.tokenizer, picture, fit, text, settings)
 
     def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
         check_request(request, size, settings.steps, len(self.config.unet.channels))

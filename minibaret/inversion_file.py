@@ -3,7 +3,7 @@
 A safetensors file. Its tensors, for T steps of which the last may still be missing:
 
     trajectory    z*[0] … z*[T]          (T + 1, 4, h, w), float32
-    embeddings    E[0] … E[T-1]          (T, 77, width), in the networks' dtype
+    embeddings    E[0] … E[T-1]          (T, 77, width), in the dtype they were tuned in
     latents       Z_rec[1] … Z_rec[T]    (T, 4, h, w), float32
     iterations    inner, of each step    (T,), int64
     losses        of all steps in a row  (T + sum of iterations,), float64

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .models.tokenizer import ClipTokenizer
 from .settings import Settings
-from .weights import Model
 
-PARTS = ("unet", "text_encoder", "vae")
+PARTS = ("text_encoder", "vae", "unet")  # in the order that ends with the one needed next
 TRAJECTORY_SETTINGS = ("steps", "inversion_text")  # the trajectory follows from these, the picture and the model
 TUNING_SETTINGS = ("guidance", "inner_steps", "learning_rate", "tolerance")  # and the tuned text from these as well
 
@@ -28,20 +29,33 @@ class Origin:
     text: str
     tokens: tuple[int, ...]  # 77 ids: all that the model sees of text and tokenizer
     weights: dict[str, str]  # SHA-256 by part
-    dtype: str
+    dtype: str  # of the UNet
     settings: dict[str, object]  # those an inversion depends on; the edit's are free
 
     @classmethod
-    def of(cls, model: Model, picture: Image.Image, fit: str, text: str, settings: Settings) -> "Origin":
-        """picture: RGB, fitted already. Reads every byte of the weights."""
+    def of(
+        cls,
+        part: Callable[[str], nn.Module],
+        tokenizer: ClipTokenizer,
+        picture: Image.Image,
+        fit: str,
+        text: str,
+        settings: Settings,
+    ) -> "Origin":
+        """part: gives the network of a name in PARTS, one after another, and every byte of its weights is read;
+        picture: RGB, fitted already."""
+        weights = {}
+        for name in PARTS:
+            network = part(name)
+            weights[name] = network_digest(network)
         return cls(
             picture=hashlib.sha256(picture.tobytes()).hexdigest(),
             size=picture.size,
             fit=fit,
             text=text,
-            tokens=tuple(model.tokenizer(text)),
-            weights={part: network_digest(getattr(model, part)) for part in PARTS},
-            dtype=str(next(model.unet.parameters()).dtype).removeprefix("torch."),
+            tokens=tuple(tokenizer(text)),
+            weights=weights,
+            dtype=str(next(network.parameters()).dtype).removeprefix("torch."),
             settings={name: _tupled(getattr(settings, name)) for name in (*TRAJECTORY_SETTINGS, *TUNING_SETTINGS)},
         )
 
@@ -53,7 +67,7 @@ class Origin:
         return cls(**values)
 
     def to_json(self) -> str:
-        return json.dumps(vars(self), ensure_ascii=False)
+        return json.dumps(vars(self))
 
     def differences(self, wanted: "Origin") -> dict[str, str]:
         """What differs in `wanted`, by name ("picture", "text", "weights", "dtype" or a setting), each in words."""

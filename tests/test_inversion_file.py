@@ -254,8 +254,9 @@ def test_an_interrupted_inversion_goes_on_after_its_last_step(tmp_path, small, p
     settings, file = quick(small), tmp_path / "dog.safetensors"
     whole = small.invert(picture, TEXT, settings)
     calls.clear()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         small.invert(picture, TEXT, settings, file=file, watch=stop_after(done))
+    assert stopped.tb  # as on the command line, whoever keeps it keeps all that was alive
     assert [path.name for path in tmp_path.iterdir()] == ["dog.safetensors.part"]
     begun = load_inversion(unfinished_path(file))
     assert len(begun.trajectory) - 1 + len(begun.tuned) == done
