@@ -30,11 +30,11 @@ def main() -> None:
     command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where the result goes")
     command.set_defaults(run=_train)
 
-    command = commands.add_parser("measure", help="score the networks on held-out scenes")
-    command.add_argument("--scenes", type=int, default=200, help="how many (default 200)")
-    command.add_argument("--samples", type=Path, help="write the first 24 pictures sampled from captions")
-    command.add_argument("--json", action="store_true", help="print the scores as one JSON line last")
-    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
+    command = commands.add_parser("measure", help="the whole table: networks and edits on held-out scenes")
+    command.add_argument("--scenes", type=int, default=200, help="for the networks by themselves (default 200)")
+    command.add_argument("--edits", type=int, default=200, help="scenes of each kind of edit (default 200)")
+    command.add_argument("--json", action="store_true", help="print the table as one JSON line last")
+    _add_workers(command)
     command.set_defaults(run=_measure)
 
     command = commands.add_parser("sweep", help="score settings on scenes kept for that")
@@ -44,6 +44,12 @@ def main() -> None:
 
     options = parser.parse_args()
     options.run(options)
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    command.add_argument("--keep", type=Path, metavar="FILE", help="edits that are done, to go on with: JSON lines")
+    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -65,19 +71,18 @@ def _train(options: argparse.Namespace) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     from ..editor import load
-    from ..images import write_image
-    from ..sheet import contact_sheet
+    from ..progress import ProgressBars
     from ..weights.folder import load_image_encoder
-    from .measure import measure
+    from .edits import Kept, fingerprint
+    from .table import as_json, as_text, table
 
-    scores, made = measure(load(options.weights), load_image_encoder(options.weights), options.scenes)
-    for name, value in scores.items():
-        print(f"{name:>26}  {value:.3f}")
-    if options.samples:
-        rows = [made[start : start + 8] for start in range(0, min(24, len(made)), 8)]
-        write_image(contact_sheet(rows), options.samples)
+    kept = Kept(options.keep, fingerprint(options.weights))
+    editor, tower = load(options.weights), load_image_encoder(options.weights)
+    with ProgressBars() as bars:
+        rows = table(editor, tower, options.weights, options.scenes, options.edits, kept, options.workers, bars.count)
+    print(as_text(rows))
     if options.json:
-        print(json.dumps({name: round(value, 4) for name, value in scores.items()}))
+        print(json.dumps({"weights": kept.weights, "table": as_json(rows)}))
 
 
 def _sweep(options: argparse.Namespace) -> None:
