@@ -10,6 +10,7 @@ import multiprocessing as mp
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
@@ -75,30 +76,24 @@ def score_edits(
     watch: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Iterator[dict[str, float]]:
     """The figures of `evaluation.score` of every edit, in order; those that are kept are not made again."""
-    missing = {
-        json.dumps(dataclasses.asdict(edit)): edit for edit in edits if kept.get(dataclasses.asdict(edit)) is None
-    }
-    fresh = in_workers(_score, [(weights, edit) for edit in missing.values()], workers)
-    for index, edit in enumerate(edits):
-        result = kept.get(dataclasses.asdict(edit))
-        if result is None:
-            result = next(fresh)
-            kept.add(dataclasses.asdict(edit), result)
-        watch("edits", index + 1, len(edits))
-        yield result
+    keys = [dataclasses.asdict(edit) for edit in edits]
+    missing = {json.dumps(key): edit for key, edit in zip(keys, edits) if kept.get(key) is None}
+    with closing(in_workers(_score, [(weights, edit) for edit in missing.values()], workers)) as fresh:
+        for index, key in enumerate(keys):
+            if kept.get(key) is None:
+                kept.add(key, next(fresh))
+            watch("edits", index + 1, len(edits))
+            yield kept.get(key)
 
 
 def in_workers(function: Callable, arguments: Sequence[tuple], workers: int) -> Iterator:
     """The function's results in the arguments' order, made by processes of one thread each."""
-    before = dict(os.environ)
     os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")  # what the workers start with
     pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), torch.set_num_threads, (1,))
     try:
         yield from pool.map(function, *zip(*arguments))
     finally:
         pool.shutdown(cancel_futures=True)
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def fingerprint(weights: Path) -> str:

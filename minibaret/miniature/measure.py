@@ -1,6 +1,6 @@
 """What the shipped networks can do, each on its own, on held-out scenes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 
 import numpy as np
@@ -21,7 +21,9 @@ SAMPLING_STEPS = 25
 BATCH = 25  # pictures sampled at once
 
 
-def measure(editor: Editor, tower: ImageTower, count: int) -> dict[str, float]:
+def measure(
+    editor: Editor, tower: ImageTower, count: int, watch: Callable[[str, int, int], None] = lambda *_: None
+) -> dict[str, float]:
     """Scores over the first `count` measured scenes.
 
     zero_shot_*: how often the CLIP pair tells a drawn scene from the scenes that differ from it in that attribute.
@@ -30,7 +32,10 @@ def measure(editor: Editor, tower: ImageTower, count: int) -> dict[str, float]:
     """
     scenes = [Scene.random(seed) for seed in MEASURED_SEEDS[:count]]
     drawn = [render(scene) for scene in scenes]
-    made = list(generate(editor, scenes))
+    made = []
+    for picture in generate(editor, scenes):
+        made.append(picture)
+        watch("pictures from captions", len(made), count)
     coded = [editor.decode(editor.encode(picture)) for picture in drawn]
     scores = {f"zero_shot_{name}": value for name, value in named_rightly(editor, tower, scenes, drawn).items()}
     scores |= {f"caption_distance_{name}": value for name, value in caption_distances(editor).items()}

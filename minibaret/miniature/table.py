@@ -73,17 +73,19 @@ def table(
 ) -> list[Row]:
     """Every row, over the first `scenes` measured scenes and, where edits are scored, the first `edits` of them."""
     return [
-        *network_rows(editor, tower, scenes, kept),
+        *network_rows(editor, tower, scenes, kept, watch),
         *edit_rows(editor, weights, edits, kept, workers, watch),
         Row("megabytes", sum(path.stat().st_size for path in weights.glob("*.safetensors")) / 1e6, BARS["megabytes"]),
         Row("seconds", seconds_of_an_edit(editor), BARS["seconds"]),
     ]
 
 
-def network_rows(editor: Editor, tower: ImageTower, scenes: int, kept: Kept) -> list[Row]:
+def network_rows(
+    editor: Editor, tower: ImageTower, scenes: int, kept: Kept, watch: Watch = lambda *_: None
+) -> list[Row]:
     of = {"networks": scenes, "guidance": editor.settings().guidance}
     if kept.get(of) is None:
-        kept.add(of, measure(editor, tower, scenes))
+        kept.add(of, measure(editor, tower, scenes, watch))
     shares = ("zero_shot_", "generated_")
     return [
         Row(name, value, BARS.get(name), scenes if name.startswith(shares) else 0)
@@ -155,7 +157,7 @@ def _figure(row: Row, value: float) -> str:
 
 def _title(name: str) -> str:
     if name == "seconds":
-        return f"seconds of an edit, {torch.get_num_threads()} threads"
+        return f"a whole edit, threads: {torch.get_num_threads()}"
     if name == "megabytes":
         return "all weights, as they are stored"
     return name.replace("psnr", "PSNR").replace("_", " ")
