@@ -1,8 +1,8 @@
 """Makes the shipped weights from nothing but the drawn world, and measures them.
 
 python -m minibaret.miniature train clip|vae|unet --hours H [--resume]
-python -m minibaret.miniature measure [--scenes N] [--samples FILE] [--json]
-python -m minibaret.miniature sweep [--scenes N]
+python -m minibaret.miniature measure [--scenes N] [--edits N] [--keep FILE] [--json]
+python -m minibaret.miniature sweep [--kind KIND] [--scenes N] [--settings FILE | --random N] [--keep FILE]
 """
 
 import argparse
@@ -10,7 +10,9 @@ import json
 from functools import partial
 from pathlib import Path
 
+from ..errors import InputError
 from ..weights import MINIATURE_FOLDER
+from .tasks import KINDS
 
 
 def main() -> None:
@@ -38,12 +40,20 @@ def main() -> None:
     command.set_defaults(run=_measure)
 
     command = commands.add_parser("sweep", help="score settings on scenes kept for that")
-    command.add_argument("--scenes", type=int, default=8, help="edits a setting (default 8)")
-    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
+    command.add_argument("--kind", choices=KINDS, default="posture", help="what is edited (default %(default)s)")
+    command.add_argument("--scenes", type=int, default=24, help="edits a setting; fewer tell little (default 24)")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--settings", type=Path, metavar="FILE", help="a JSON list of settings to try")
+    which.add_argument("--random", type=int, metavar="N", help="try N drawn at random; without, one change at a time")
+    command.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
+    _add_workers(command)
     command.set_defaults(run=_sweep)
 
     options = parser.parse_args()
-    options.run(options)
+    try:
+        options.run(options)
+    except InputError as error:
+        parser.error(str(error))
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
@@ -87,9 +97,25 @@ def _measure(options: argparse.Namespace) -> None:
 
 def _sweep(options: argparse.Namespace) -> None:
     from ..editor import load
-    from .sweep import sweep
+    from ..progress import ProgressBars
+    from .edits import Kept, fingerprint
+    from .sweep import at_random, listed, one_at_a_time, sweep
+    from .tasks import KIND_SETTINGS
 
-    sweep(load(options.weights), options.scenes, options.weights / "sweep.json", lambda line: print(json.dumps(line)))
+    editor, kept = load(options.weights), Kept(options.keep, fingerprint(options.weights))
+    if options.settings:
+        tried = listed(options.settings)
+    elif options.random:
+        tried = at_random(options.random, options.seed)
+    else:
+        tried = one_at_a_time(editor.settings(**KIND_SETTINGS[options.kind]))
+
+    def say(line: dict) -> None:
+        print(json.dumps(line), flush=True)
+
+    with ProgressBars() as bars:
+        where = (options.weights, options.kind, tried, options.scenes, kept, options.workers, options.weights)
+        sweep(editor, *where, say, bars.count)
 
 
 if __name__ == "__main__":
