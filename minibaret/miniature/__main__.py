@@ -2,6 +2,8 @@
 
 python -m minibaret.miniature train clip|vae|unet --hours H [--resume]
 python -m minibaret.miniature measure [--scenes N] [--edits N] [--keep FILE] [--json]
+python -m minibaret.miniature curves [-o FILE]
+python -m minibaret.miniature pictures
 python -m minibaret.miniature sweep [--kind KIND] [--scenes N] [--settings FILE | --random N] [--keep FILE]
 """
 
@@ -48,6 +50,19 @@ def main() -> None:
     command.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
     _add_workers(command)
     command.set_defaults(run=_sweep)
+
+    command = commands.add_parser("curves", help="draw the training logs, or what is kept of them beside the weights")
+    command.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="default %(default)s")
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="where the logs are (default runs/)")
+    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where curves.json is kept")
+    command.set_defaults(run=_curves)
+
+    command = commands.add_parser("pictures", help="draw the card's pictures anew: samples, edits, curves")
+    command.add_argument("--folder", type=Path, help="where they go (default: examples/ beside the weights)")
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="where the logs are (default runs/)")
+    command.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
+    command.set_defaults(run=_pictures)
 
     options = parser.parse_args()
     try:
@@ -116,6 +131,29 @@ def _sweep(options: argparse.Namespace) -> None:
     with ProgressBars() as bars:
         where = (options.weights, options.kind, tried, options.scenes, kept, options.workers, options.weights)
         sweep(editor, *where, say, bars.count)
+
+
+def _curves(options: argparse.Namespace) -> None:
+    from ..images import check_writable, write_image
+    from .curves import draw_curves, keep_curves
+
+    check_writable(options.output, force=True)
+    curves = keep_curves(options.runs, options.weights / "curves.json")
+    if not curves:
+        raise InputError(f"there is no training log in {options.runs}, and no curves.json in {options.weights}")
+    write_image(draw_curves(curves), options.output)
+
+
+def _pictures(options: argparse.Namespace) -> None:
+    from ..images import check_writable, write_image
+    from ..progress import ProgressBars
+    from .pictures import card_pictures
+
+    folder = options.folder or options.weights / "examples"
+    check_writable(folder / "samples.png", force=True)
+    with ProgressBars() as bars:
+        for name, picture in card_pictures(options.weights, options.runs, options.workers, bars.count):
+            write_image(picture, folder / name)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from ..sheet import INK, PAPER
 
 FINE = 2  # everything is drawn so many times larger, then averaged down
 GRID, ACCENT, SOFT = (226, 222, 212), (196, 84, 40), (150, 146, 138)
-FONT = 14  # pixels
+FONT, DOT = 14, 4  # height and radius, in pixels
 
 Point = tuple[float, float]
 
@@ -54,11 +54,15 @@ class Axes:
         """A thin line at x from bottom to top."""
         self.draw.line([self.place(x, end) for end in self.y_range], SOFT, FINE)
 
-    def dot(self, x: float, y: float, label: str, filled: bool = False) -> None:
-        place, radius = self.place(x, y), 4 * FINE
+    def dot(self, x: float, y: float, filled: bool = False) -> None:
+        place, radius = self.place(x, y), DOT * FINE
         corners = [side + sign * radius for sign in (-1, 1) for side in place]
         self.draw.ellipse(corners, ACCENT if filled else PAPER, ACCENT, FINE)
-        self.draw.text((place[0] + 1.5 * radius, place[1] - radius), label, INK, font(), anchor="ls")
+
+    def label(self, x: float, y: float, text: str) -> None:
+        """A text beside the dot at a point."""
+        place = self.place(x, y)
+        self.draw.text((place[0] + 1.5 * DOT * FINE, place[1] - DOT * FINE), text, INK, font(), anchor="ls")
 
 
 def scatter(
@@ -66,20 +70,27 @@ def scatter(
 ) -> Image.Image:
     """Numbered points and, under them, what each number stands for; the marked one is filled.
 
-    Points of one place share it: their numbers stand in one label.
+    The numbers of points that touch stand in one label.
     """
     width, plot, line = 860, 420, 20  # pixels
     image, draw = canvas(width, plot + 90 + line * len(labels), title)
     ranges = [(min(values), max(values)) for values in zip(*points)]
     axes = Axes(draw, (70, 70, width - 40, plot), *ranges, y_label, x_label)
-    numbers: dict[Point, list[str]] = {}
-    for number, point in enumerate(points, 1):
-        numbers.setdefault(point, []).append(str(number))
-    for point, names in numbers.items():
-        axes.dot(*point, ", ".join(names), marked is not None and points[marked] == point)
+    groups: list[list[int]] = []
+    for index, point in enumerate(points):
+        near = [group for group in groups if math.dist(axes.place(*points[group[0]]), axes.place(*point)) < FONT * FINE]
+        if near:
+            near[0].append(index)
+        else:
+            groups.append([index])
+    for group in groups:
+        for index in group:
+            axes.dot(*points[index], filled=index == marked)
+        axes.label(*points[group[0]], ", ".join(str(index + 1) for index in group))
     for number, label in enumerate(labels, 1):
-        place = (70 * FINE, (plot + 60 + line * (number - 1)) * FINE)
-        draw.text(place, f"{number}   {label}", INK, font(), anchor="la")
+        top = (plot + 60 + line * (number - 1)) * FINE
+        draw.text((90 * FINE, top), str(number), INK, font(), anchor="ra")
+        draw.text((100 * FINE, top), label, INK, font(), anchor="la")
     return image.reduce(FINE)
 
 

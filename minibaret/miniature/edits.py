@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ..editor import Editor, load
 from ..evaluation import score
@@ -86,6 +87,11 @@ def score_edits(
             yield kept.get(key)
 
 
+def edit_pictures(edits: Sequence[Edit], weights: Path, workers: int) -> Iterator[list[Image.Image]]:
+    """Input, reconstruction, transition, edit and right answer of every edit, in order."""
+    return in_workers(_pictures, [(weights, edit) for edit in edits], workers)
+
+
 def in_workers(function: Callable, arguments: Sequence[tuple], workers: int) -> Iterator:
     """The function's results in the arguments' order, made by processes of one thread each."""
     os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")  # what the workers start with
@@ -112,6 +118,11 @@ def fingerprint(weights: Path) -> str:
 def _score(weights: Path, edit: Edit) -> dict[str, float]:
     scores, _ = score(_editor(weights), edit.settings, task_of(edit.kind, edit.seed), edit.distortion)
     return {name: round(value, 4) for name, value in scores.items()}
+
+
+def _pictures(weights: Path, edit: Edit) -> list[Image.Image]:
+    task = task_of(edit.kind, edit.seed)
+    return score(_editor(weights), edit.settings, task, edit.distortion, pictures=("transition",))[1]
 
 
 @cache

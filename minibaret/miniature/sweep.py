@@ -134,11 +134,11 @@ def _chart(kind: str, scenes: int, lines: Sequence[dict]) -> Image.Image:
 
 
 def _short(value) -> str:
-    return ":".join(map(_short, value)) if isinstance(value, list) else f"{value:g}" if _number(value) else str(value)
-
-
-def _number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, list):
+        return ":".join(map(_short, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _key(line: dict) -> dict:
