@@ -16,6 +16,7 @@ from minibaret.miniature.table import Row, as_json, as_text, edit_rows
 from minibaret.miniature.tasks import KINDS
 from minibaret.settings import Settings
 from minibaret.weights import MINIATURE_FOLDER
+from minibaret.weights.folder import MERGES
 
 CHEAP = {"vae_psnr": 30.0, "inner_iterations": 10.0, "seconds": 1.0}
 
@@ -80,8 +81,8 @@ def test_what_is_kept_is_of_one_edit_alone(tmp_path, made, other):
 
 
 def test_the_fingerprint_follows_the_weights_and_not_their_defaults(tmp_path):
-    for name in ("config.json", "unet.safetensors", "vae.safetensors", "text_encoder.safetensors", "merges.txt"):
-        (tmp_path / name).write_bytes((MINIATURE_FOLDER / name).read_bytes())
+    for path in (*MINIATURE_FOLDER.glob("*.safetensors"), MINIATURE_FOLDER / "config.json", MINIATURE_FOLDER / MERGES):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
     shipped = fingerprint(MINIATURE_FOLDER)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "defaults": {"steps": 3}}))
@@ -101,9 +102,11 @@ def test_workers_have_one_thread_and_answer_in_order():
 
 
 def test_the_table_of_edits_has_every_kind_and_every_distortion(tmp_path, made):
-    rows = {row.name: row for row in edit_rows(Stub(), tmp_path, 4, Kept(None, "w"), workers=1)}
-    assert len(made) == 4 * (len(KINDS) + len(DISTORTIONS))
+    rows = {row.name: row for row in edit_rows(Stub(), tmp_path, 4, 2, Kept(None, "w"), workers=1)}
+    assert len(made) == 4 * len(KINDS) + 2 * len(DISTORTIONS)
     assert {edit.seed for edit in made} == {*MEASURED_SEEDS[:4]}
+    assert {edit.seed for edit in made if edit.distortion} == {*MEASURED_SEEDS[:2]}
+    assert rows["jpeg_success"].trials == 2 and rows["posture_success"].trials == 4
     assert set(rows) == {
         f"{group}_{figure}"
         for group in (*KINDS, *DISTORTIONS)
@@ -125,7 +128,7 @@ def test_the_whole_table_says_what_is_met(tmp_path, made, monkeypatch):
     (tmp_path / "unet.safetensors").write_bytes(bytes(41_000_000))
     for _ in range(2):
         kept = Kept(tmp_path / "kept.jsonl", "w")
-        rows = table.table(Stub(), None, tmp_path, scenes=200, edits=2, kept=kept, workers=1)
+        rows = table.table(Stub(), None, tmp_path, scenes=200, edits=2, distorted=1, kept=kept, workers=1)
     assert len(measured) == 1  # the second time it was kept
     found = as_json(rows)
     assert json.loads(json.dumps(found)) == found

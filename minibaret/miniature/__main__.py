@@ -1,7 +1,7 @@
 """Makes the shipped weights from nothing but the drawn world, and measures them.
 
 python -m minibaret.miniature train clip|vae|unet --hours H [--resume]
-python -m minibaret.miniature measure [--scenes N] [--edits N] [--keep FILE] [--json]
+python -m minibaret.miniature measure [--scenes N] [--edits N] [--distorted N] [--keep FILE] [--json]
 python -m minibaret.miniature curves [-o FILE]
 python -m minibaret.miniature pictures
 python -m minibaret.miniature sweep [--kind KIND] [--scenes N] [--settings FILE | --random N] [--keep FILE]
@@ -37,6 +37,7 @@ def main() -> None:
     command = commands.add_parser("measure", help="the whole table: networks and edits on held-out scenes")
     command.add_argument("--scenes", type=int, default=200, help="for the networks by themselves (default 200)")
     command.add_argument("--edits", type=int, default=200, help="scenes of each kind of edit (default 200)")
+    command.add_argument("--distorted", type=int, metavar="N", help="scenes of each distortion (default: as --edits)")
     command.add_argument("--json", action="store_true", help="print the table as one JSON line last")
     _add_workers(command)
     command.set_defaults(run=_measure)
@@ -101,10 +102,17 @@ def _measure(options: argparse.Namespace) -> None:
     from .edits import Kept, fingerprint
     from .table import as_json, as_text, table
 
+    distorted = options.edits if options.distorted is None else options.distorted
+    if not 1 <= distorted <= options.edits or options.scenes < 1:
+        raise InputError(
+            "at least one scene, one edit and no more distorted edits than edits were wanted, got "
+            f"{options.scenes}, {options.edits} and {distorted}"
+        )
     kept = Kept(options.keep, fingerprint(options.weights))
     editor, tower = load(options.weights), load_image_encoder(options.weights)
+    counts = (options.scenes, options.edits, distorted)
     with ProgressBars() as bars:
-        rows = table(editor, tower, options.weights, options.scenes, options.edits, kept, options.workers, bars.count)
+        rows = table(editor, tower, options.weights, *counts, kept, options.workers, bars.count)
     print(as_text(rows))
     if options.json:
         print(json.dumps({"weights": kept.weights, "table": as_json(rows)}))
@@ -117,6 +125,8 @@ def _sweep(options: argparse.Namespace) -> None:
     from .sweep import at_random, listed, one_at_a_time, sweep
     from .tasks import KIND_SETTINGS
 
+    if options.scenes < 1:
+        raise InputError(f"scenes must be at least 1, got {options.scenes}")
     editor, kept = load(options.weights), Kept(options.keep, fingerprint(options.weights))
     if options.settings:
         tried = listed(options.settings)

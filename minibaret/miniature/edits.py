@@ -107,8 +107,8 @@ def fingerprint(weights: Path) -> str:
     config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
     config.pop("defaults", None)  # an edit names its settings itself
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name in ("unet.safetensors", "vae.safetensors", "text_encoder.safetensors", "merges.txt"):
-        digest.update((weights / name).read_bytes())
+    for path in (*sorted(weights.glob("*.safetensors")), weights / "merges.txt"):
+        digest.update(path.read_bytes())
     for number, animal in enumerate(ANIMALS):
         for posture in POSTURES[animal]:
             digest.update(render(Scene(number, animal, posture, "brown", "grass", "a red hat"), 64).tobytes())

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -67,14 +68,16 @@ def table(
     weights: Path,
     scenes: int,
     edits: int,
+    distorted: int,
     kept: Kept,
     workers: int,
     watch: Watch = lambda *_: None,
 ) -> list[Row]:
-    """Every row, over the first `scenes` measured scenes and, where edits are scored, the first `edits` of them."""
+    """Every row, over the first measured scenes: `scenes` of them for the networks by themselves, `edits` for each kind
+    of edit, `distorted` for each distortion."""
     return [
         *network_rows(editor, tower, scenes, kept, watch),
-        *edit_rows(editor, weights, edits, kept, workers, watch),
+        *edit_rows(editor, weights, edits, distorted, kept, workers, watch),
         Row("megabytes", sum(path.stat().st_size for path in weights.glob("*.safetensors")) / 1e6, BARS["megabytes"]),
         Row("seconds", seconds_of_an_edit(editor), BARS["seconds"]),
     ]
@@ -94,24 +97,32 @@ def network_rows(
 
 
 def edit_rows(
-    editor: Editor, weights: Path, count: int, kept: Kept, workers: int, watch: Watch = lambda *_: None
+    editor: Editor,
+    weights: Path,
+    count: int,
+    distorted: int,
+    kept: Kept,
+    workers: int,
+    watch: Watch = lambda *_: None,
 ) -> list[Row]:
-    """Each kind of edit on the drawings, and posture edits under each distortion."""
-    groups = {(kind, None): KIND_SETTINGS[kind] for kind in KINDS}
-    groups |= {("posture", distortion): KIND_SETTINGS["posture"] for distortion in DISTORTIONS}
-    edits = [
-        Edit(kind, seed, editor.settings(**changes), distortion)
-        for (kind, distortion), changes in groups.items()
-        for seed in MEASURED_SEEDS[:count]
-    ]
-    scores = list(score_edits(edits, weights, kept, workers, watch))
-    by_group = {group: means(scores[start * count :][:count]) for start, group in enumerate(groups)}
-    straight, rows = by_group["posture", None], []
-    for (kind, distortion), values in by_group.items():
+    """Each kind of edit on `count` drawings; posture edits of `distorted` of them, which may not be more, under each
+    distortion, against the same ones without."""
+    edits = {
+        (kind, distortion): [
+            Edit(kind, seed, editor.settings(**KIND_SETTINGS[kind]), distortion)
+            for seed in MEASURED_SEEDS[: distorted if distortion else count]
+        ]
+        for kind, distortion in (*((kind, None) for kind in KINDS), *(("posture", name) for name in DISTORTIONS))
+    }
+    made = score_edits([edit for group in edits.values() for edit in group], weights, kept, workers, watch)
+    scores = {group: list(islice(made, len(members))) for group, members in edits.items()}
+    straight, rows = means(scores["posture", None][:distorted]), []
+    for (kind, distortion), scored in scores.items():
+        values = means(scored)
         for name in ("success", "background_psnr", "reconstruction_psnr"):
             row = f"{distortion or kind}_{name}"
             bar = straight[name] - MAY_FALL[name] if distortion and name in MAY_FALL else BARS.get(row)
-            rows.append(Row(row, values[name], bar, count if name == "success" else 0))
+            rows.append(Row(row, values[name], bar, len(scored) if name == "success" else 0))
     return rows
 
 
