@@ -8,8 +8,8 @@ from .scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, POSTURES, Scene
 
 KINDS = ("posture", "colour", "ground", "animal", "addition")
 
-# What a kind of edit sets beside the model's own defaults. Rigid is the paper's advice for style, background and object;
-# what replaces it is to be chosen by `sweep --kind`, on SWEEP_SEEDS, never on a measured scene.
+# What a kind of edit sets beside the defaults. Rigid is the paper's advice for style, background and object; what
+# replaces it is to be chosen by `sweep --kind`, on SWEEP_SEEDS, never on a measured scene.
 KIND_SETTINGS = {
     "posture": {},
     "colour": {"rigid": True},
