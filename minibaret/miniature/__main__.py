@@ -9,6 +9,8 @@ python -m minibaret.miniature sweep [--kind KIND] [--scenes N] [--settings FILE 
 
 import argparse
 import json
+import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +68,7 @@ def main() -> None:
     command.set_defaults(run=_pictures)
 
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends the workers, a bare signal does not
     try:
         options.run(options)
     except InputError as error:
