@@ -123,8 +123,8 @@ def edit(
             bam.TRANSITION: transition.interpolate(tuned.embedding, target, weight),
         }
         rows = rows_at(index, settings, pictures)
-        texts = {row.process: unet.project_text(embeddings[row.process]) for row in rows if row.process in embeddings}
-        texts[bam.EDIT] = text_target
+        needed = embeddings.keys() & {row.process for row in rows}
+        texts = {bam.EDIT: text_target} | {process: unet.project_text(embeddings[process]) for process in needed}
         plan = bam.injection(rows, index, settings)
         noise: dict[bam.Row, Tensor] = {}
         size = max_rows or len(rows)

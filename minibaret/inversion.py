@@ -95,19 +95,20 @@ def _tune(
 @contextlib.contextmanager
 def no_tf32() -> Iterator[None]:
     """Float32 products on a GPU keep all their bits; what was chosen before is chosen again afterwards."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(cudnn, "conv"):  # since PyTorch 2.9, which forbids to mix both ways
-        switches, name, off = (matmul, cudnn.conv, cudnn.rnn), "fp32_precision", "ieee"
-    else:
-        switches, name, off = (matmul, cudnn), "allow_tf32", False
-    before = [getattr(switch, name) for switch in switches]
+    switches = []
+    for backend, newer in ((torch.backends.cuda.matmul, "matmul"), (torch.backends.cudnn, "conv")):
+        try:
+            switches.append((backend, "allow_tf32", backend.allow_tf32, False))
+        except RuntimeError:  # PyTorch 2.9 has another switch, and refuses to mix them
+            backend = getattr(backend, newer, backend)
+            switches.append((backend, "fp32_precision", backend.fp32_precision, "ieee"))
     try:
-        for switch in switches:
-            setattr(switch, name, off)
+        for backend, name, _, off in switches:
+            setattr(backend, name, off)
         yield
     finally:
-        for switch, value in zip(switches, before):
-            setattr(switch, name, value)
+        for backend, name, before, _ in switches:
+            setattr(backend, name, before)
 
 
 def predict(unet: UNet, latents: Tensor, label: int, text: Tensor | Text, *more) -> Tensor:

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import minibaret
 from minibaret import balanced_attention as bam
 from minibaret import baret
 from minibaret.errors import InputError
-from minibaret.inversion import guide, invert, no_tf32, tune_text
+from minibaret.inversion import TunedStep, invert, no_tf32, tune_text
 from minibaret.maps import MapCollector, MapRequest
-from minibaret.models.injection import Injection
 from minibaret.models.unet import Attention, join_texts
 from minibaret.schedule import Schedule
 from minibaret.settings import Settings
@@ -103,23 +103,57 @@ def test_inversion_projects_its_constant_texts_once(unet):
     assert counts["attn2.to_q"] == (4 + forwards) * sites  # ε_null once a step
 
 
+class Waits(TorchDispatchMode):
+    """Counts what makes the CPU wait for a GPU: numbers read back, and constants brought there."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = self.brought = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.read += function is torch.ops.aten._local_scalar_dense.default
+        self.brought += function is torch.ops.aten.lift_fresh.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_the_loss_is_waited_for(unet):
+    target, null = texts()
+    with Waits() as waits:
+        assert torch.tensor(3.0).item() == 3
+    assert (waits.read, waits.brought) == (1, 1)
+    record = baret.Record([torch.randn(1, 4, 8, 8)])
+    with Waits() as waits:
+        record.trajectory += invert(unet, record.trajectory[0], target, Schedule(4))
+        assert (waits.read, waits.brought) == (0, 0)
+        record.tuned += tune_text(unet, record.trajectory, target, null, Schedule(4), SHORT)
+        assert (waits.read, waits.brought) == (sum(len(step.losses) for step in record.tuned), 0)
+    for max_rows in (None, 1):
+        with Waits() as waits:
+            finish(baret.edit(unet, record, target, null, SHORT, max_rows=max_rows))
+        assert (waits.read, waits.brought) == (0, 0)
+
+
 # Rows in pieces
 
 
-@pytest.mark.parametrize("max_rows", [1, 2, 3])
-@pytest.mark.parametrize(("rows", "rigid"), [("cond", False), ("both", False), ("cond", True), ("both", True)])
-def test_rows_in_pieces_give_the_batchs_edit(editor, max_rows, rows, rigid):
-    settings = dataclasses.replace(SHORT, self_steps=0.5, cross_steps=0.75, rows=rows, rigid=rigid)
+@pytest.mark.parametrize(("rows", "rigid"), [("cond", False), ("both", False), ("cond", True)])
+def test_rows_in_pieces_give_the_batchs_edit(editor, rows, rigid):
+    """On the miniature, each step of one kind: both sites injected, the cross-attention only, none."""
+    settings = dataclasses.replace(SHORT, steps=3, self_steps=1 / 3, cross_steps=2 / 3, rows=rows, rigid=rigid)
     unet, target, null = editor.model.unet, editor.embed("a cat"), editor.embed("", empty=True)
-    record = finish(baret.run(unet, torch.randn(1, 4, 8, 8), target, null, dataclasses.replace(settings, inner_steps=0)))
+    trajectory = list(torch.randn(4, 1, 4, 8, 8))
+    tuned = [TunedStep(target + 0.1 * torch.randn_like(target), latents, (0.0,)) for latents in trajectory[:3]]
+    record = baret.Record(trajectory, tuned)
+    *_, whole = baret.edit(unet, record, target, null, settings, ("transition",))
     batches = []
     handle = unet.register_forward_pre_hook(lambda unet, inputs: batches.append(inputs[0].shape[0]))
-    *_, pieces = baret.edit(unet, record, target, null, settings, ("transition",), max_rows=max_rows)
+    for max_rows in (1, 2, 3):
+        batches.clear()
+        *_, pieces = baret.edit(unet, record, target, null, settings, ("transition",), max_rows=max_rows)
+        assert max(batches) == max_rows
+        for process in bam.PROCESSES:
+            assert (pieces[process] - whole[process]).norm() < 1e-4 * whole[process].norm(), (process, max_rows)
     handle.remove()
-    *_, whole = baret.edit(unet, record, target, null, settings, ("transition",))
-    assert max(batches) == max_rows
-    for process in bam.PROCESSES:
-        assert (pieces[process] - whole[process]).norm() < 1e-4 * whole[process].norm(), process
 
 
 def test_only_what_later_rows_take_is_carried_and_nothing_is_left(unet):
@@ -197,13 +231,12 @@ def test_half_precision_tunes_the_same_text(unet, dtype):
     whole = list(tune_text(unet, near, target, null, Schedule(4), settings))
     unet.to(dtype)
     half = list(tune_text(unet, near, target.to(dtype), null.to(dtype), Schedule(4), settings))
-    for a, b in zip(whole, half):
-        assert b.embedding.dtype == torch.float32 and b.embedding.isfinite().all()
+    assert all(step.embedding.dtype == torch.float32 and step.embedding.isfinite().all() for step in half)
     moved = [(step[0].embedding - target).flatten() for step in (whole, half)]
     assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.9
 
 
-def test_tf32_is_off_while_tuning_and_as_it_was_afterwards(unet, monkeypatch):
+def test_tf32_is_off_while_tuning_and_as_it_was_afterwards(unet):
     def chosen():
         backends = torch.backends.cuda.matmul, torch.backends.cudnn
         return [backend.allow_tf32 for backend in backends]
@@ -220,7 +253,9 @@ def test_tf32_is_off_while_tuning_and_as_it_was_afterwards(unet, monkeypatch):
         target, null = texts()
         trajectory = [torch.randn(1, 4, 8, 8) for _ in range(5)]
         torch.backends.cudnn.allow_tf32 = True
-        unet.register_forward_hook(lambda unet, inputs, out: seen.append(torch.backends.cudnn.allow_tf32 and out.requires_grad))
+        unet.register_forward_hook(
+            lambda unet, inputs, out: seen.append(torch.backends.cudnn.allow_tf32 and out.requires_grad)
+        )
         for _ in tune_text(unet, trajectory, target, null, Schedule(4), SHORT):
             assert torch.backends.cudnn.allow_tf32  # the caller's own work between the steps
         assert len(seen) > 4 and not any(seen)
@@ -229,16 +264,38 @@ def test_tf32_is_off_while_tuning_and_as_it_was_afterwards(unet, monkeypatch):
             backend.allow_tf32 = value
 
 
+# Compiling
+
+
+def test_compile_hands_the_unet_to_torch_compile(monkeypatch):
+    """What it makes of it is its own affair and takes minutes; that the forward traces as one graph is asked below."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: asked.append(options) or call)
+    assert minibaret.load(compile=True).model.unet is not None and asked == [{"dynamic": False}]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="needs a C\\+\\+ compiler, but there is no no-such-compiler here"):
+        minibaret.load(compile=True, device="cpu")
+
+
+@torch.no_grad()
+def test_the_forward_is_one_graph(unet):
+    rows = bam.rows_at(0, SHORT)
+    latents, text = torch.randn(len(rows), 4, 8, 8), unet.project_text(torch.randn(len(rows), 5, 24))
+    plan = bam.injection(rows, 0, SHORT)
+    compiled = torch.compile(unet, backend="eager", fullgraph=True, dynamic=False)
+    assert torch.allclose(compiled(latents, torch.tensor(7), text, plan), unet(latents, torch.tensor(7), text, plan))
+
+
 # Starting
 
 
-HEAVY = ("triton", "PIL.ImageShow", "tokenizers", "transformers", "diffusers", "safetensors", "numpy.testing")
-LATE = ("torch._dynamo", "torch._inductor", "torch.utils.checkpoint", "matplotlib", "sympy")
+HEAVY = ("triton", "PIL.ImageShow", "transformers", "diffusers", "matplotlib", "numpy.testing", "sympy")
+LATE = ("torch._dynamo", "torch._inductor")  # what torch.compile and torch.optim need
 
 
 def test_importing_minibaret_imports_nothing_heavy():
     """Beyond what `import torch` brings along."""
-    code = f"import sys, torch; old = set(sys.modules); import minibaret; new = set(sys.modules) - old; print({HEAVY + LATE!r})"
-    code += f"; print(*[name for name in {HEAVY + LATE!r} if name in new])"
+    code = "import sys, torch; before = set(sys.modules); import minibaret; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[1:] == [""], done.stdout
+    imported = done.stdout.split()
+    assert "minibaret.editor" in imported and not {*HEAVY, *LATE} & {*imported}

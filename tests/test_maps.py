@@ -11,9 +11,9 @@ from minibaret import balanced_attention as bam
 from minibaret import baret
 from minibaret.errors import InputError
 from minibaret.maps import MapCollector, MapRequest, check_request, find_words
+from minibaret.models.injection import Injection
 from minibaret.models.recorder import MapRecorder
 from minibaret.models.tokenizer import ClipTokenizer
-from minibaret.models.injection import Injection
 from minibaret.settings import Settings
 from minibaret.sheet import heat
 
