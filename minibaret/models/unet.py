@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..kernels import attention
 from .configs import UNetConfig
-from .injection import NO_INJECTION, Injection, Share
+from .injection import NO_INJECTION, Injection, Share, take_rows
 from .layers import Downsample, ResnetBlock, Upsample
 from .recorder import MapRecorder
 
@@ -219,13 +219,6 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))  # [B, N, H, D]
-
-
-def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """x[rows], as a view where the rows are a run."""
-    first = rows[0] if rows else 0
-    run = list(rows) == list(range(first, first + len(rows)))
-    return x[first : first + len(rows)] if run else x[list(rows)]
 
 
 class FeedForward(nn.Module):
