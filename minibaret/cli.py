@@ -228,6 +228,10 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", type=Path, help="file or folder; without it the miniature that ships")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
+    group.add_argument(
+        "--max-rows", type=int, metavar="N", help="of the edit's batch at a time: less memory, same edit"
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile the UNet; takes minutes before it begins")
     _add_layout(group)
 
 
@@ -290,7 +294,15 @@ def _prepare(options: argparse.Namespace) -> tuple["Editor", dict]:
 def _load(options: argparse.Namespace) -> "Editor":
     from .editor import load
 
-    return load(options.weights, options.device, options.dtype, options.variant, options.tokenizer)
+    return load(
+        options.weights,
+        options.device,
+        options.dtype,
+        options.variant,
+        options.tokenizer,
+        max_rows=options.max_rows,
+        compile=options.compile,
+    )
 
 
 def _print_summary(summary: dict) -> None:

@@ -1,6 +1,8 @@
 """`Editor`: a model and what stands around it, from a picture and a sentence to the edited picture."""
 
 import dataclasses
+import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing
@@ -23,6 +25,8 @@ from .models.tokenizer import TextTooLong
 from .origin import TUNING_SETTINGS, Origin
 from .settings import Settings
 from .weights import MINIATURE_FOLDER, Model, load_model
+
+NARROW = 128  # channels of a UNet below which channels_last convolutions are the faster ones on a CPU
 
 Found = TypeVar("Found")
 
@@ -61,8 +65,11 @@ class Result:
 
 
 class Editor:
-    def __init__(self, model: Model):
-        self.model = model
+    def __init__(self, model: Model, max_rows: int | None = None):
+        """max_rows: of a forward of the UNet, as `load` has it."""
+        if max_rows is not None and not (isinstance(max_rows, int) and max_rows > 0):
+            raise InputError(f"max rows must be a whole number, at least 1, got {max_rows!r}")
+        self.model, self.max_rows = model, max_rows
         self.config = model.config
         self.device = next(model.unet.parameters()).device
 
@@ -123,7 +130,7 @@ class Editor:
         else:
             start = self.encode(picture)
             clock.lap("encode")
-        work = baret.run(self.model.unet, start, target, null, settings, pictures, collector)
+        work = baret.run(self.model.unet, start, target, null, settings, pictures, collector, self.max_rows)
         while True:
             try:
                 step = next(work)
@@ -287,13 +294,17 @@ def load(
     dtype: str = "auto",
     variant: str | None = None,
     tokenizer: str | Path | None = None,
+    max_rows: int | None = None,
+    compile: bool = False,
 ) -> Editor:
     """An editor on the weights at a path, or on the miniature that ships with the package.
 
     weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (CUDA
     where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or
     "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
-    folder with one, where the weights have none. Raises InputError where something is not what it should be.
+    folder with one, where the weights have none; max_rows: run at most so many rows of the edit's batch at a time,
+    which takes less memory and gives the same; compile: have torch.compile translate the UNet, which takes minutes
+    before the first steps. Raises InputError where something is not what it should be.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -307,5 +318,13 @@ def load(
         dtype = "float16" if place.type == "cuda" else "float32"
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
+    compiler = os.environ.get("CXX", "g++")
+    if compile and place.type == "cpu" and shutil.which(compiler) is None:
+        raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
     vocabulary = Path(tokenizer) if tokenizer else None
-    return Editor(load_model(Path(weights or MINIATURE_FOLDER), place, getattr(torch, dtype), variant, vocabulary))
+    model = load_model(Path(weights or MINIATURE_FOLDER), place, getattr(torch, dtype), variant, vocabulary)
+    if place.type == "cpu" and model.config.unet.channels[0] < NARROW:
+        model.unet.to(memory_format=torch.channels_last)
+    if compile:
+        model.unet.compile(dynamic=False)
+    return Editor(model, max_rows)
