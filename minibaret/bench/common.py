@@ -1,12 +1,15 @@
-"""Timing in turns, memory, traces: what every sub-command uses."""
+"""Timing in turns, memory, processes of their own, traces: what every sub-command uses."""
 
 import argparse
 import contextlib
 import json
 import os
+import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would chat on stderr
@@ -21,14 +24,17 @@ def complete(options: argparse.Namespace) -> None:
     options.dtype = getattr(torch, options.dtype or ("float16" if options.device.type == "cuda" else "float32"))
 
 
-def card(options: argparse.Namespace, **more) -> dict:
-    """Prints and returns what the figures were measured on."""
+def card(options: argparse.Namespace, packages: Sequence[str] = ("triton",), **more) -> dict:
+    """Prints and returns what the figures were measured on. packages: whose versions matter, beside PyTorch's."""
     facts = {
         "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else _processor(),
         "dtype": str(options.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        **{package: _version(package) for package in packages},
         **more,
     }
     for name, value in facts.items():
@@ -76,6 +82,25 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+def in_process(*arguments: str) -> dict:
+    """Runs a sub-command of bench.py in a process of its own; the last line it prints is its result."""
+    done = subprocess.run([sys.executable, sys.argv[0], *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def resident(what: str) -> int:
+    """Bytes of a line of /proc/self/status: VmRSS, the resident set now; VmHWM, its peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{what}:")[2].split()[0]) * 1024
+
+
+def forget_peak() -> None:
+    """VmHWM starts afresh."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def trace(runs: dict[str, Callable[[], object]], path: Path) -> None:

@@ -22,7 +22,7 @@ TEXT = 77  # tokens
 
 
 @torch.no_grad()
-def bench_unet(options: argparse.Namespace) -> None:
+def bench(options: argparse.Namespace) -> None:
     unet, config = build_unet(options)
     size = options.size or config.image_size
     if size < config.size_multiple or size % config.size_multiple:
