@@ -2,6 +2,9 @@
 
 python bench.py attention   injected attention against plain, site by site (--model miniature: in seconds)
 python bench.py unet        one forward with and without injection (--weights sd15-random)
+python bench.py edit        the edit stage against the naive six rows, with plain attention and with stored maps
+python bench.py tune        an inner iteration of target-text inversion against published null-text inversion
+python bench.py forward     one forward against diffusers on the same weights
 python bench.py load        time and peak memory of loading Stable Diffusion 1.5, against diffusers
 """
 
@@ -25,9 +28,20 @@ def main() -> int:
     command.add_argument("--predict", choices=("h100", "a100"), help="also print the roofline's ratio on this GPU")
     command.add_argument("--plot", type=Path, help="draw the ratios to a picture file")
     command = add_measurement(commands, "unet", "one forward with and without injection")
-    command.add_argument("--weights", default="miniature", help="a folder, miniature, miniature-random, sd15-random")
-    command.add_argument("--size", type=int, help="pixels, the side of the picture; the model's own if not given")
-    command.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    add_network(command, rounds=3)
+    command = add_measurement(commands, "edit", "the edit stage against the naive six rows")
+    add_network(command, rounds=1)
+    command.add_argument("--steps", type=int, help="default 50, or 3, one of each kind, for a network of SD1.5's size")
+    add_profile(command)
+    command = add_measurement(commands, "tune", "an inner iteration of inversion against published null-text inversion")
+    add_network(command, rounds=None)
+    add_profile(command)
+    command.set_defaults(dtype="float32")
+    add_once(commands, "tune", 5)
+    command = add_measurement(commands, "forward", "one forward against diffusers on the same weights")
+    add_network(command, rounds=None)
+    command.add_argument("--batch", type=int, default=2, help="rows, default %(default)s")
+    add_profile(command)
     command = commands.add_parser("load", help="time and peak memory of loading, against diffusers")
     command.add_argument("--files", type=Path, help="folder to write the random weights to, or that has them; 11 GB")
     command.add_argument("--repeats", type=int, default=5, help="runs of each, interleaved; default %(default)s")
@@ -47,6 +61,17 @@ def add_measurement(commands, name: str, what: str) -> argparse.ArgumentParser:
     command.add_argument("--trace", type=Path, help="write a Chrome trace of the same calls")
     command.set_defaults(run=lambda options: measure(name, options))
     return command
+
+
+def add_network(command: argparse.ArgumentParser, rounds: int | None) -> None:
+    command.add_argument("--weights", default="miniature", help="a folder, miniature, miniature-random, sd15-random")
+    command.add_argument("--size", type=int, help="pixels, the side of the picture; the model's own if not given")
+    few = "default 15, few for a network of SD1.5's size" if rounds is None else "default %(default)s"
+    command.add_argument("--rounds", type=int, default=rounds, help=few)
+
+
+def add_profile(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--profile", action="store_true", help="also print where the time goes, by operator")
 
 
 def add_once(commands, name: str, values: int) -> None:

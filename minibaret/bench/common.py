@@ -37,8 +37,9 @@ def card(options: argparse.Namespace, packages: Sequence[str] = ("triton",), **m
         **{package: _version(package) for package in packages},
         **more,
     }
+    width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:>12}  {value}")
+        print(f"{name:>{width}}  {value}")
     return facts
 
 
@@ -112,6 +113,29 @@ def trace(runs: dict[str, Callable[[], object]], path: Path) -> None:
                 run()
     profiled.export_chrome_trace(str(path))
     print(f"{path}: Chrome trace; open it at chrome://tracing or ui.perfetto.dev")
+
+
+def operators(run: Callable[[], object], most: int = 10) -> dict[str, float]:
+    """The seconds that PyTorch's operators took themselves, those they call left out: the longest, and "other"."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities) as profiled:
+        run()
+    found: dict[str, float] = {}
+    for event in profiled.key_averages():
+        found[event.key] = (event.self_device_time_total or event.self_cpu_time_total) / 1e6
+    ranked = sorted(found, key=found.__getitem__, reverse=True)
+    kept = {name: round(found[name], 6) for name in ranked[:most]}
+    return kept | {"other": round(sum(found[name] for name in ranked[most:]), 6)}
+
+
+def print_operators(what: str, columns: dict[str, dict[str, float]]) -> None:
+    """A table of what `operators` found, a column a way."""
+    names = list(dict.fromkeys(name for column in columns.values() for name in column if name != "other"))
+    print(f"\n{f'milliseconds by operator, {what}':>52}" + "".join(f"{way:>26}" for way in columns))
+    for name in [*names, "other"]:
+        cells = (f"{column[name] * 1e3:.1f}" if name in column else "in other" for column in columns.values())
+        print(f"{name[:52]:>52}" + "".join(f"{cell:>26}" for cell in cells))
+    print(f"{'all':>52}" + "".join(f"{sum(column.values()) * 1e3:>26.1f}" for column in columns.values()))
 
 
 def finish(options: argparse.Namespace, result: dict) -> None:
