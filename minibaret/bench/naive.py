@@ -46,15 +46,15 @@ def edit(
 ) -> Iterator[Tensor]:
     """Yields the edit's latents after every step. All three processes are stepped to the end, with and without text;
     the edit's row with text takes its maps from those of the others (`rows="cond"`)."""
-    schedule = Schedule(settings.steps)
+    schedule, dtype = Schedule(settings.steps), unet.conv_in.weight.dtype
     latents = record.trajectory[-1].repeat(3, 1, 1, 1)  # reconstruction, transition, edit
     for index, (label, weight) in enumerate(zip(schedule.labels, transition.weights(settings))):
         tuned = record.embeddings[index]
         context = torch.cat([null] * 3 + [tuned, transition.interpolate(tuned, target, weight), target])
         self_source = SELF_SOURCE if index < settings.self_injections else None
         cross_source = CROSS_SOURCE if index < settings.cross_injections else None
-        batch = torch.cat([latents] * 2).to(context.dtype)
-        noise = forward(unet, batch, label, context, attend, self_source, cross_source).float()
+        batch = torch.cat([latents] * 2).to(dtype)
+        noise = forward(unet, batch, label, context.to(dtype), attend, self_source, cross_source).float()
         latents = schedule.step(latents, guide(*noise.chunk(2), settings.guidance), label)
         yield latents[2:]
 

@@ -3,12 +3,12 @@
 import argparse
 import contextlib
 import gc
+import itertools
 import time
 from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..inversion import tune_text
 from ..models.configs import UNetConfig
@@ -43,9 +43,10 @@ WAYS = {
 
 
 def bench(options: argparse.Namespace) -> None:
-    """Time is that of inner iterations alone, from the UNet's call to the end of Adam's step: what is done once a time
-    step is left out on both sides. Memory is the highest resident set of a fresh process in its second iteration, when
-    the weights have gradients if they ever get them, less the resident set after the imports; weights included."""
+    """Time is that of inner iterations alone, from a call of the UNet with gradients to its next call, or to the end of
+    the time step: what is done once a time step is left out on both sides. Memory is the highest resident set of a
+    fresh process in its second iteration, when weights that get gradients have them, less the resident set after the
+    imports; weights included."""
     import_diffusers()
     unet, config = build_unet(options)
     side = latents_side(options, config)
@@ -118,31 +119,25 @@ def iterations(way: str, network: nn.Module, config: UNetConfig, side: int, opti
         for _ in range(settings.steps):
             if way != SHIPPED:
                 network.materialise(way == MAPS)
-            with stopwatch(network, options.device) as times:
+            calls = []
+            with watch_calls(network, calls, options.device):
                 next(loop)
-            yield times[0]
+            synchronize(options.device)
+            calls.append((time.perf_counter(), False))
+            yield next((end - begin) * 1e3 for (begin, tuned), (end, _) in itertools.pairwise(calls) if tuned)
 
 
 @contextlib.contextmanager
-def stopwatch(network: nn.Module, device: torch.device):
-    """Gathers the milliseconds from each call of the network with gradients on to the end of the optimizer's step."""
-    begun, times = [], []
+def watch_calls(network: nn.Module, calls: list[tuple[float, bool]], device: torch.device):
+    """Notes when the network is called, and whether with gradients on."""
 
-    def begin(*_) -> None:
-        if torch.is_grad_enabled():
-            synchronize(device)
-            begun.append(time.perf_counter())
-
-    def end(*_) -> None:
+    def note(*_) -> None:
         synchronize(device)
-        times.append((time.perf_counter() - begun[-1]) * 1e3)
+        calls.append((time.perf_counter(), torch.is_grad_enabled()))
 
-    handles = [network.register_forward_pre_hook(begin), register_optimizer_step_post_hook(end)]
-    try:
-        yield times
-    finally:
-        for handle in handles:
-            handle.remove()
+    handle = network.register_forward_pre_hook(note)
+    yield
+    handle.remove()
 
 
 def once(way: str, weights: str, size: str, device: str, dtype: str) -> dict:
