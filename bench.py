@@ -35,6 +35,8 @@ def main() -> int:
     add_profile(command)
     command = add_measurement(commands, "tune", "an inner iteration of inversion against published null-text inversion")
     add_network(command, rounds=None)
+    names = ("both", "one", "maps")
+    command.add_argument("--against", nargs="+", choices=names, default=names, help="diffusers' ways, default all")
     add_profile(command)
     command.set_defaults(dtype="float32")
     add_once(commands, "tune", 5)

@@ -6,7 +6,7 @@ import copy
 import torch
 
 from .common import card, finish, in_turns, operators, print_operators, ratio, spread, trace
-from .diffusers_unet import DiffusersUNet
+from .diffusers_unet import DiffusersUNet, import_diffusers
 from .unet import TEXT, build_unet, count_parameters, is_large, latents_side
 
 OURS, THEIRS, CHANNELS_LAST = "minibaret", "diffusers", "diffusers, channels_last"
@@ -14,6 +14,7 @@ OURS, THEIRS, CHANNELS_LAST = "minibaret", "diffusers", "diffusers, channels_las
 
 @torch.no_grad()
 def bench(options: argparse.Namespace) -> None:
+    import_diffusers()
     unet, config = build_unet(options)
     side = latents_side(options, config)
     theirs = DiffusersUNet(unet)
