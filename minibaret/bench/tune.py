@@ -64,6 +64,11 @@ def bench(options: argparse.Namespace) -> None:
         rounds=f"{rounds}, in turn, after one that does not count",
         **{way: WAYS[way] for way in ways},
     )
+    size, device, dtype = str(side * 2 ** (len(config.vae.channels) - 1)), str(options.device), options.dtype
+    peaks = {
+        way: in_process("tune-once", way, str(options.weights), size, device, str(dtype).removeprefix("torch."))
+        for way in ways
+    }
     theirs = DiffusersUNet(unet, trainable=True)
     networks = {way: unet if way == SHIPPED else theirs for way in ways}
     loops = {way: iterations(way, networks[way], config.unet, side, options) for way in ways}
@@ -79,13 +84,6 @@ def bench(options: argparse.Namespace) -> None:
         print_operators("a time step with one inner iteration", result["operators"])
     if options.trace:
         trace({way: lambda loop=loop: next(loop) for way, loop in loops.items()}, options.trace)
-    del unet, theirs, networks, loops
-    gc.collect()
-    size, device, dtype = str(side * 2 ** (len(config.vae.channels) - 1)), str(options.device), options.dtype
-    peaks = {
-        way: in_process("tune-once", way, str(options.weights), size, device, str(dtype).removeprefix("torch."))
-        for way in ways
-    }
     print(f"\n{'inner iteration':>26} {'median':>13} {'half within':>23} {'ratio':>6} {'peak MB':>8} {'ratio':>6}")
     table = []
     for way in ways:
