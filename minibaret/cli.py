@@ -170,6 +170,11 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
     _add_layout(group)
+    group = command.add_argument_group("memory")
+    group.add_argument("--memory", metavar="LIMIT", help="such as 4G or 900M: takes of what follows what it needs")
+    group.add_argument("--on-demand", action="store_true", help="networks are read when needed, and freed after")
+    group.add_argument("--tiled-vae", action="store_true", help="the VAE works in strips; the picture stays the same")
+    group.add_argument("--checkpointing", action="store_true", help="the tuning computes twice what it would keep")
 
 
 def _add_layout(group) -> None:
@@ -215,8 +220,11 @@ def _chosen(options: argparse.Namespace) -> dict:
 
 def _load(options: argparse.Namespace):
     from .editor import load
+    from .memory import Savings
 
-    return load(options.weights, options.device, options.dtype, options.variant, options.tokenizer)
+    savings = Savings(options.on_demand, options.tiled_vae, options.checkpointing)
+    model = (options.weights, options.device, options.dtype, options.variant, options.tokenizer)
+    return load(*model, options.memory, savings)
 
 
 def _print_summary(summary: dict) -> None:
@@ -226,3 +234,5 @@ def _print_summary(summary: dict) -> None:
         f"inner iterations {summary['inner_iterations']} of {summary['inner_iterations_allowed']}, "
         f"reconstruction {summary['reconstruction_psnr']:.1f} dB against the input"
     )
+    if summary["peak_memory"] is not None:
+        print(f"peak memory {summary['peak_memory'] / 1e9:.2f} GB; savings: {summary['savings']}")

@@ -4,20 +4,25 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import balanced_attention as bam
 from . import baret
 from .errors import InputError
 from .images import fit_image, psnr, read_image, to_image, to_pixels, to_rgb
 from .maps import VAE_FACTOR, AttentionMaps, MapCollector, MapRequest, check_request, find_words
+from .memory import Savings, Work, parse_limit, peak_memory, plan
+from .models import tiled_vae
 from .models.tokenizer import TextTooLong
 from .settings import Settings
-from .weights import MINIATURE_FOLDER, Model, load_model
+from .weights import MINIATURE_FOLDER, Model, OnDemandModel, load_model
+
+NO_SAVINGS = Savings()
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Result:
     record: baret.Record
     settings: Settings
     seconds: dict[str, float]  # wall time by stage
+    savings: Savings  # of memory
+    peak_memory: int | None  # bytes, see `memory.peak_memory`
 
     @property
     def maps(self) -> AttentionMaps | None:
@@ -50,14 +57,26 @@ class Result:
             "inner_iterations": sum(self.record.iterations),
             "inner_iterations_allowed": steps * inner,
             "reconstruction_psnr": round(self.reconstruction_psnr, 2),
+            "peak_memory": self.peak_memory,
+            "savings": str(self.savings),
         }
 
 
 class Editor:
-    def __init__(self, model: Model):
+    def __init__(
+        self,
+        model: Model | OnDemandModel,
+        savings: Savings = NO_SAVINGS,
+        memory_limit: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        """savings: of memory, on_demand only with an OnDemandModel. memory_limit: bytes, with an OnDemandModel: every
+        edit adds the savings that it needs; the UNet's dtype is among them unless `dtype` fixes it."""
         self.model = model
         self.config = model.config
-        self.device = next(model.unet.parameters()).device
+        self.device = model.device
+        self.savings = self._asked = savings
+        self.memory_limit, self.dtype = memory_limit, dtype
 
     def settings(self, **changes) -> Settings:
         """The paper's defaults, over them the model's own, over them the changes."""
@@ -107,15 +126,16 @@ class Editor:
         be read, a text that is empty or too long, and sizes or a record that do not fit.
         """
         settings = settings or self.settings()
-        target, null = self.embed(text), self.embed("", empty=True)
         picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
         picture = fit_image(picture, self._size(size), fit)
+        self._save_memory(picture.size, settings, bam.PROCESSES if record else pictures)
+        target, null = self.embed(text), self.embed("", empty=True)
         collector = self._collector(record, text, picture.size, settings) if record else None
         clock = Clock()
         with torch.no_grad():
             latents = self.encode(picture)
         clock.lap("encode")
-        work = baret.run(self.model.unet, latents, target, null, settings, pictures, collector)
+        work = baret.run(self._turn("unet"), latents, target, null, settings, pictures, collector)
         while True:
             try:
                 step = next(work)
@@ -138,28 +158,59 @@ class Editor:
             record=found,
             settings=settings,
             seconds=clock.seconds,
+            savings=self.savings,
+            peak_memory=peak_memory(self.device),
         )
 
     @torch.no_grad()
     def embed(self, text: str, empty: bool = False) -> Tensor:
-        """The text's embeddings (1, 77, width). Raises InputError for a long text and, unless `empty`, a blank one."""
+        """The text's embeddings (1, 77, width), float32. Raises InputError for a text that is too long or, unless
+        `empty`, blank."""
         if not text.strip() and not empty:
             raise InputError("a text that says what the picture should show was wanted, got an empty one")
         try:
             ids = self.model.tokenizer(text)
         except TextTooLong as error:
             raise InputError(str(error)) from None
-        return self.model.text_encoder(torch.tensor([ids], device=self.device))
+        return self._turn("text_encoder")(torch.tensor([ids], device=self.device)).float()
 
     @torch.no_grad()
     def encode(self, picture: Image.Image) -> Tensor:
         """RGB picture → scaled latents (1, 4, H/8, W/8), float32."""
-        weight = self.model.vae.quant_conv.weight
-        return self.model.vae.encode(to_pixels(picture).to(weight.device, weight.dtype)).float()
+        vae = self._turn("vae")
+        weight, encode = vae.quant_conv.weight, partial(tiled_vae.encode, vae) if self.savings.tiled_vae else vae.encode
+        return encode(to_pixels(picture).to(weight.device, weight.dtype)).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image.Image:
-        return to_image(self.model.vae.decode(latents.to(self.model.vae.quant_conv.weight.dtype)))
+        vae = self._turn("vae")
+        decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
+        return to_image(decode(latents.to(vae.quant_conv.weight.dtype)))
+
+    def _save_memory(self, size: tuple[int, int], settings: Settings, pictures: Collection[str]) -> None:
+        """Decides on an edit's savings. Raises InputError where the limit cannot be kept."""
+        if self.memory_limit is not None:
+            rows = max(len(bam.rows_at(step, settings, pictures)) for step in range(settings.steps))
+            work = Work(
+                config=self.config,
+                numbers=self.model.numbers(),
+                size=size,
+                rows=rows,
+                tuning=settings.inner_steps > 0,
+                dtype=self.model.dtype,
+                device=self.device,
+            )
+            self.savings = plan(self.memory_limit, work, self._asked, self.dtype is None)
+            self.model.set_dtype("unet", self.savings.unet_dtype or self.model.dtype)
+
+    def _turn(self, part: str) -> nn.Module:
+        """The network whose turn it is, alone where networks are on demand."""
+        if self.savings.on_demand:
+            self.model.free_all_but(part)
+        network = getattr(self.model, part)
+        if part == "unet":
+            network.set_checkpointing(self.savings.checkpointing)
+        return network
 
     def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
         check_request(request, size, settings.steps, len(self.config.unet.channels))
@@ -197,13 +248,16 @@ def load(
     dtype: str = "auto",
     variant: str | None = None,
     tokenizer: str | Path | None = None,
+    memory_limit: str | int | None = None,
+    savings: Savings = NO_SAVINGS,
 ) -> Editor:
     """An editor on the weights at a path, or on the miniature that ships with the package.
 
     weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (CUDA
     where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or
     "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
-    folder with one, where the weights have none. Raises InputError where something is not what it should be.
+    folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or bytes; savings:
+    ways to need less memory that are taken in any case. Raises InputError where something is not what it should be.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,9 +267,13 @@ def load(
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
-    if dtype == "auto":
+    fixed = dtype != "auto"
+    if not fixed:
         dtype = "float16" if place.type == "cuda" else "float32"
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
-    vocabulary = Path(tokenizer) if tokenizer else None
-    return Editor(load_model(Path(weights or MINIATURE_FOLDER), place, getattr(torch, dtype), variant, vocabulary))
+    limit = None if memory_limit is None else parse_limit(memory_limit)
+    read = OnDemandModel if savings.on_demand or limit is not None else load_model
+    kind, vocabulary = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
+    model = read(Path(weights or MINIATURE_FOLDER), place, kind, variant, vocabulary)
+    return Editor(model, savings, limit, kind if fixed else None)

@@ -77,10 +77,10 @@ def tune_text(
 
 
 def predict(unet: UNet, latents: Tensor, label: int, context: Tensor, *more) -> Tensor:
-    """The UNet's noise in float32; latents stay float32 between steps whatever the networks' dtype.
+    """The UNet's noise in float32; latents and embeddings stay float32 whatever the networks' dtype.
     more: the UNet's injection and record."""
-    timestep = torch.tensor(label, device=latents.device)
-    return unet(latents.to(context.dtype), timestep, context, *more).float()
+    timestep, dtype = torch.tensor(label, device=latents.device), unet.conv_in.weight.dtype
+    return unet(latents.to(dtype), timestep, context.to(dtype), *more).float()
 
 
 def guide(noise_null: Tensor, noise_text: Tensor, guidance: float) -> Tensor:

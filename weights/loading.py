@@ -25,6 +25,10 @@ class Model:
     vae: VAE
     unet: UNet
 
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
 
 def load_model(
     path: Path,
