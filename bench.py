@@ -2,6 +2,7 @@
 
 python bench.py attention   injected attention against plain, site by site (--model miniature: in seconds)
 python bench.py unet        one forward with and without injection (--weights sd15-random)
+python bench.py memory      peak memory of a whole edit, without a limit and with (--weights sd15-random --limit 4G)
 python bench.py load        time and peak memory of loading Stable Diffusion 1.5, against diffusers
 """
 
@@ -53,6 +54,14 @@ def main() -> int:
     command.add_argument("--weights", default="miniature", help="a folder, miniature, miniature-random, sd15-random")
     command.add_argument("--size", type=int, help="pixels, the side of the picture; the model's own if not given")
     command.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    command = commands.add_parser("memory", help="peak memory of a whole edit, without a limit and with")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, …")
+    command.add_argument("--json", action="store_true", help="print one line of JSON last")
+    command.set_defaults(run=lambda options: measure("memory", options), dtype=None)
+    command.add_argument("--weights", default="miniature", help="a file or folder, miniature, sd15-random")
+    command.add_argument("--size", type=int, help="pixels, the side of the picture; the model's own if not given")
+    command.add_argument("--limit", nargs="+", default=[], help="limits such as 4G, beside none")
+    command.add_argument("--files", type=Path, help="folder to write sd15-random to, or that has it; 4.3 GB")
     options = parser.parse_args()
     return options.run(options) or 0
 
@@ -77,6 +86,10 @@ def measure(name: str, options: argparse.Namespace) -> int:
             from minibaret.bench.attention import bench_attention
 
             bench_attention(options)
+        elif name == "memory":
+            from minibaret.bench.memory import bench_memory
+
+            bench_memory(options)
         else:
             from minibaret.bench.unet import bench_unet
 

@@ -16,7 +16,7 @@ from . import baret
 from .errors import InputError
 from .images import fit_image, psnr, read_image, to_image, to_pixels, to_rgb
 from .maps import VAE_FACTOR, AttentionMaps, MapCollector, MapRequest, check_request, find_words
-from .memory import Savings, Work, parse_limit, peak_memory, plan
+from .memory import Savings, Work, estimate, parse_limit, peak_memory, plan, trim
 from .models import tiled_vae
 from .models.tokenizer import TextTooLong
 from .settings import Settings
@@ -37,7 +37,8 @@ class Result:
     settings: Settings
     seconds: dict[str, float]  # wall time by stage
     savings: Savings  # of memory
-    peak_memory: int | None  # bytes, see `memory.peak_memory`
+    peak_memory: int | None  # bytes, of the whole process so far, see `memory.peak_memory`
+    memory_estimate: int  # bytes, what the edit was expected to take
 
     @property
     def maps(self) -> AttentionMaps | None:
@@ -58,6 +59,7 @@ class Result:
             "inner_iterations_allowed": steps * inner,
             "reconstruction_psnr": round(self.reconstruction_psnr, 2),
             "peak_memory": self.peak_memory,
+            "memory_estimate": self.memory_estimate,
             "savings": str(self.savings),
         }
 
@@ -128,7 +130,7 @@ class Editor:
         settings = settings or self.settings()
         picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
         picture = fit_image(picture, self._size(size), fit)
-        self._save_memory(picture.size, settings, bam.PROCESSES if record else pictures)
+        expected = self._save_memory(picture.size, settings, bam.PROCESSES if record else pictures)
         target, null = self.embed(text), self.embed("", empty=True)
         collector = self._collector(record, text, picture.size, settings) if record else None
         clock = Clock()
@@ -160,6 +162,7 @@ class Editor:
             seconds=clock.seconds,
             savings=self.savings,
             peak_memory=peak_memory(self.device),
+            memory_estimate=expected,
         )
 
     @torch.no_grad()
@@ -187,26 +190,29 @@ class Editor:
         decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
         return to_image(decode(latents.to(vae.quant_conv.weight.dtype)))
 
-    def _save_memory(self, size: tuple[int, int], settings: Settings, pictures: Collection[str]) -> None:
-        """Decides on an edit's savings. Raises InputError where the limit cannot be kept."""
+    def _save_memory(self, size: tuple[int, int], settings: Settings, pictures: Collection[str]) -> int:
+        """Decides on an edit's savings; the estimate of what it then takes, in bytes. Raises InputError where the limit
+        cannot be kept."""
+        work = Work(
+            config=self.config,
+            numbers=self.model.numbers(),
+            size=size,
+            rows=max(len(bam.rows_at(step, settings, pictures)) for step in range(settings.steps)),
+            tuning=settings.inner_steps > 0,
+            dtype=self.model.dtype,
+            device=self.device,
+        )
         if self.memory_limit is not None:
-            rows = max(len(bam.rows_at(step, settings, pictures)) for step in range(settings.steps))
-            work = Work(
-                config=self.config,
-                numbers=self.model.numbers(),
-                size=size,
-                rows=rows,
-                tuning=settings.inner_steps > 0,
-                dtype=self.model.dtype,
-                device=self.device,
-            )
             self.savings = plan(self.memory_limit, work, self._asked, self.dtype is None)
+        if isinstance(self.model, OnDemandModel):
             self.model.set_dtype("unet", self.savings.unet_dtype or self.model.dtype)
+        return estimate(work, self.savings)
 
     def _turn(self, part: str) -> nn.Module:
         """The network whose turn it is, alone where networks are on demand."""
         if self.savings.on_demand:
             self.model.free_all_but(part)
+        trim()
         network = getattr(self.model, part)
         if part == "unet":
             network.set_checkpointing(self.savings.checkpointing)

@@ -4,6 +4,8 @@ The estimate is the process's peak: on a CPU its resident set, pages of mapped w
 allocates there. `python bench.py memory` puts it beside what the operating system measures.
 """
 
+import contextlib
+import ctypes
 import itertools
 import re
 import sys
@@ -14,19 +16,19 @@ from pathlib import Path
 import torch
 
 from .errors import InputError
-from .models.configs import ModelConfig
+from .models.configs import ModelConfig, UNetConfig
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
-# Measured with `bench.py memory`. Activations are in numbers for each number of one full-size layer: the UNet's widest
-# at the latents' size is h · w · channels[0], the VAE's H · W · channels[0].
-PROCESS = 0.35e9  # bytes on the CPU: Python, PyTorch and its libraries
+# Measured with `bench.py memory`, malloc's slack included. The unit of activations is one layer at full size: for the
+# UNet latent pixels · channels[0], for the VAE picture pixels · channels[0].
+PROCESS = 0.45e9  # bytes on the CPU: Python, PyTorch and its libraries
 COPIES = 0.04  # of the UNet's weights: a convolution's, in the order that it computes in
-ROW = 30  # the UNet, one row, no gradient
-TUNED_ROW = 200  # the UNet, one row, forward and backward
-CHECKPOINTED_ROW = 75
-VAE = 9.5
-TILED_VAE = 4.0
+ROW = 44  # the UNet, each row, without a gradient
+TUNED = 37  # the UNet, one row forward and backward, for each of its layers
+CHECKPOINTED, CHECKPOINT = 100, 1.5  # the same with checkpointing: the layer in hand, and what is kept of each
+VAE, TILED_VAE = 12, 5
+HALF = 1.5  # half precision does not halve it all: some is computed in float32 there too
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,24 @@ def estimate(work: Work, savings: Savings) -> int:
     vae, unet = work.config.vae, work.config.unet
     pixels = work.size[0] * work.size[1]
     latents = pixels // 4 ** (len(vae.channels) - 1)
-    tuned = CHECKPOINTED_ROW if savings.checkpointing else TUNED_ROW
+    layers, number = _layers(unet), dtypes["unet"].itemsize * (HALF if dtypes["unet"].itemsize == 2 else 1)
+    tuned = CHECKPOINTED + CHECKPOINT * layers if savings.checkpointing else TUNED * layers
     unet_layers = max(ROW * work.rows, tuned if work.tuning else 0)
     activations = {
         "text_encoder": 0,
         "vae": pixels * vae.channels[0] * dtypes["vae"].itemsize * (TILED_VAE if savings.tiled_vae else VAE),
-        "unet": latents * unet.channels[0] * dtypes["unet"].itemsize * unet_layers + COPIES * weights["unet"],
+        "unet": latents * unet.channels[0] * number * unet_layers + COPIES * weights["unet"],
     }
     resident = weights if savings.on_demand else dict.fromkeys(weights, sum(weights.values()))
     process = PROCESS if work.device.type == "cpu" else 0
     return int(process + max(resident[part] + activations[part] for part in weights))
+
+
+def _layers(config: UNetConfig) -> float:
+    """The UNet's layers, a level that is a quarter as large and twice as wide counted as half."""
+    count = 2 * config.layers_per_block + 1  # down and up
+    weights = [width / config.channels[0] / 4**level for level, width in enumerate(config.channels)]
+    return count * sum(weights) + weights[-1]
 
 
 def plan(limit: int, work: Work, asked: Savings, dtype_is_free: bool) -> Savings:
@@ -123,6 +133,12 @@ def shown(size: int, up: bool = False) -> str:
     tenths = size * 10 / unit if unit == 10**9 else size // unit * 10
     tenths = -int(-tenths // 1) if up else round(tenths)
     return f"{tenths / 10:g}{letter}"
+
+
+def trim() -> None:
+    """Hands memory that was freed back to the system, which glibc's malloc does not do of itself."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory(device: torch.device) -> int | None:

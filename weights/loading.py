@@ -29,6 +29,15 @@ class Model:
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.conv_in.weight.dtype
+
+    def numbers(self) -> dict[str, int]:
+        """How many numbers each network has."""
+        networks = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        return {part: sum(weight.numel() for weight in network.parameters()) for part, network in networks.items()}
+
 
 def load_model(
     path: Path,
