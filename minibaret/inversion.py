@@ -70,10 +70,18 @@ def tune_text(
             if last or losses[-1] < threshold:
                 break
             optimizer.zero_grad()
-            loss.backward()
+            scale = _loss_scale(unet, losses[-1], goal.numel())
+            (loss * scale).backward()
+            embedding.grad /= scale
             optimizer.step()
         latents, embedding = moved.detach(), embedding.detach()
         yield TunedStep(embedding, latents, tuple(losses))
+
+
+def _loss_scale(unet: UNet, loss: float, count: int) -> float:
+    """What to multiply a mean squared error of `count` numbers with before the backward pass: in float16 its gradient
+    would underflow, so there the gradient of the numbers is brought to a root mean square of 1."""
+    return count / (2 * loss**0.5) if unet.conv_in.weight.dtype == torch.float16 and loss > 0 else 1.0
 
 
 def predict(unet: UNet, latents: Tensor, label: int, context: Tensor, *more) -> Tensor:
