@@ -3,11 +3,15 @@
 import argparse
 import json
 import sys
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from .errors import InputError
 
 PROG = "minibaret"
+# The same names as in miniature/tasks.py and distortions.py, which are not imported for a --help.
+KINDS = ("posture", "colour", "ground", "animal", "addition")
+DISTORTIONS = ("jpeg", "400x300", "1024x768", "shift", "noise", "tint")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,6 +76,7 @@ def maps(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     from .evaluation import evaluate
+    from .miniature.tasks import KIND_SETTINGS
     from .progress import ProgressBars
 
     if options.scenes < 1:
@@ -81,9 +86,11 @@ def evaluate(options: argparse.Namespace) -> None:
 
         check_writable(options.sheet, options.force)
     editor = _load(options)
-    settings = editor.settings(**_chosen(options))
+    settings = editor.settings(**KIND_SETTINGS[options.kind] | _chosen(options))
     with ProgressBars() as bars:
-        scores, sheet = evaluate(editor, settings, options.kind, options.scenes, bars.count)
+        scores, sheet = evaluate(
+            editor, settings, options.kind, options.scenes, bars.count, distortion=options.distortion
+        )
     if options.sheet:
         from .images import write_image
 
@@ -134,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Edit held-out scenes of the miniature world; compare with the same scenes drawn as the text says.",
     )
     command.add_argument("--scenes", type=int, default=40, help="default %(default)s")
-    command.add_argument("--kind", choices=("posture",), default="posture", help="what is edited, default %(default)s")
+    command.add_argument("--kind", choices=KINDS, default="posture", help="what is edited, default %(default)s")
+    command.add_argument("--distortion", choices=DISTORTIONS, help="of the pictures before they are edited")
     command.add_argument("--method", choices=("baret",), default="baret", help="default %(default)s")
     command.add_argument("--sheet", type=Path, help="write input, reconstruction, transition, edit and right answer")
     command.add_argument("--force", action="store_true", help="overwrite files that exist")
@@ -188,7 +196,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="DDIM steps; paper: 50")
     add("--guidance", type=float, help="classifier-free guidance; paper: 7.5")
     add("--transition", type=_pair, metavar="FIRST:LAST", help="weight η of the tuned text; paper: 0.8:0.1")
-    add("--rigid", action="store_const", const=True, help="edit of style, background or object: no transition")
+    add("--rigid", action=BooleanOptionalAction, help="edit of style, background or object: no transition")
     add("--self-steps", type=float, help="part of the steps with self-attention injected; paper: 0.3")
     add("--cross-steps", type=float, help="part of the steps with cross-attention injected; paper: 0.6")
     add("--rows", choices=("cond", "both"), help="guidance rows that receive maps; default cond")

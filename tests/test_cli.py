@@ -106,8 +106,9 @@ def test_maps_draws_where_words_are_looked_at(tmp_path, dog, capsys):
     assert "steps to look at must be from 0 to 2, got [3]" in refused(capsys, *arguments)
 
 
-def test_evaluate_prints_one_json_line_last(capsys):
-    assert main(["evaluate", "--scenes", "1", "--kind", "posture", "--method", "baret", "--json", *QUICK]) == 0
+@pytest.mark.parametrize("what", [["posture"], ["colour", "--no-rigid", "--distortion", "400x300"]])
+def test_evaluate_prints_one_json_line_last(capsys, what):
+    assert main(["evaluate", "--scenes", "1", "--kind", *what, "--method", "baret", "--json", *QUICK]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])["methods"]["baret"]
     names = {"success", "background_psnr", "reconstruction_psnr", "vae_psnr", "inner_iterations", "seconds"}
     assert set(scores) == names and scores["vae_psnr"] > 20

@@ -20,6 +20,7 @@ from minibaret.miniature.scene import (
     TRAINING_SEEDS,
     Scene,
 )
+from minibaret.miniature.tasks import KINDS, task_of
 
 SIZE = 128
 SEEDS = range(5)
@@ -117,6 +118,30 @@ def test_an_addition_changes_its_own_place_and_nothing_else(seed):
         with_ball = changed(scene, replace(scene, addition="a blue ball"))
         assert with_ball.sum() > 3 * (r * SIZE) ** 2
         assert not (with_ball & ~box(x - 1.4 * r, y - 2.1 * r, x + 1.4 * r, y + 0.05)).any()
+
+
+def named_by(kind: str, scene: Scene) -> np.ndarray:
+    """Where the attribute `kind` of a scene may show: bool (SIZE, SIZE)."""
+    layout, layers = scene.layout(), body(scene.animal, scene.posture)
+    hats = hat(scene.animal, scene.posture) if scene.addition == "a red hat" else ()
+    if kind == "colour":
+        return animal_cover(scene) > 0
+    if kind == "ground":
+        return ~(box(0, 0, 1, layout.horizon - 2 / SIZE) | (cover(scene, layers + hats, STRICT) == 255))
+    if kind == "addition":
+        x, y, r = layout.ball_x, layout.ball_y, BALL_RADIUS
+        ball = box(x - 1.4 * r, y - 2.1 * r, x + 1.4 * r, y + 0.05) & (scene.addition == "a blue ball")
+        return (cover(scene, hats) > 0) | ball
+    return (cover(scene, layers + hats) > 0) | shadow_box(scene)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_changes_what_it_names_and_nothing_else(kind):
+    for seed in range(60):
+        task = task_of(kind, seed)
+        difference = changed(task.before, task.after)
+        assert difference.sum() > 20
+        assert not (difference & ~(named_by(kind, task.before) | named_by(kind, task.after))).any(), task
 
 
 def test_the_animal_and_its_hat_lie_inside_the_frame():

@@ -1,16 +1,22 @@
 """Makes the shipped weights from nothing but the drawn world, and measures them.
 
 python -m minibaret.miniature train clip|vae|unet --hours H [--resume]
-python -m minibaret.miniature measure [--scenes N] [--samples FILE] [--json]
-python -m minibaret.miniature sweep [--scenes N]
+python -m minibaret.miniature measure [--scenes N] [--edits N] [--distorted N] [--keep FILE] [--json]
+python -m minibaret.miniature curves [-o FILE]
+python -m minibaret.miniature pictures
+python -m minibaret.miniature sweep [--kind KIND] [--scenes N] [--settings FILE | --random N] [--keep FILE]
 """
 
 import argparse
 import json
+import signal
+import sys
 from functools import partial
 from pathlib import Path
 
+from ..errors import InputError
 from ..weights import MINIATURE_FOLDER
+from .tasks import KINDS
 
 
 def main() -> None:
@@ -30,20 +36,49 @@ def main() -> None:
     command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where the result goes")
     command.set_defaults(run=_train)
 
-    command = commands.add_parser("measure", help="score the networks on held-out scenes")
-    command.add_argument("--scenes", type=int, default=200, help="how many (default 200)")
-    command.add_argument("--samples", type=Path, help="write the first 24 pictures sampled from captions")
-    command.add_argument("--json", action="store_true", help="print the scores as one JSON line last")
-    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
+    command = commands.add_parser("measure", help="the whole table: networks and edits on held-out scenes")
+    command.add_argument("--scenes", type=int, default=200, help="for the networks by themselves (default 200)")
+    command.add_argument("--edits", type=int, default=200, help="scenes of each kind of edit (default 200)")
+    command.add_argument("--distorted", type=int, metavar="N", help="scenes of each distortion (default: as --edits)")
+    command.add_argument("--json", action="store_true", help="print the table as one JSON line last")
+    _add_workers(command)
     command.set_defaults(run=_measure)
 
     command = commands.add_parser("sweep", help="score settings on scenes kept for that")
-    command.add_argument("--scenes", type=int, default=8, help="edits a setting (default 8)")
-    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
+    command.add_argument("--kind", choices=KINDS, default="posture", help="what is edited (default %(default)s)")
+    command.add_argument("--scenes", type=int, default=24, help="edits a setting; fewer tell little (default 24)")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--settings", type=Path, metavar="FILE", help="a JSON list of settings to try")
+    which.add_argument("--random", type=int, metavar="N", help="try N drawn at random; without, one change at a time")
+    command.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
+    _add_workers(command)
     command.set_defaults(run=_sweep)
 
+    command = commands.add_parser("curves", help="draw the training logs, or what is kept of them beside the weights")
+    command.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="default %(default)s")
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="where the logs are (default runs/)")
+    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where curves.json is kept")
+    command.set_defaults(run=_curves)
+
+    command = commands.add_parser("pictures", help="draw the card's pictures anew: samples, edits, curves")
+    command.add_argument("--folder", type=Path, help="where they go (default: examples/ beside the weights)")
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="where the logs are (default runs/)")
+    command.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
+    command.set_defaults(run=_pictures)
+
     options = parser.parse_args()
-    options.run(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends the workers, a bare signal does not
+    try:
+        options.run(options)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    command.add_argument("--keep", type=Path, metavar="FILE", help="edits that are done, to go on with: JSON lines")
+    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -65,26 +100,73 @@ def _train(options: argparse.Namespace) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     from ..editor import load
-    from ..images import write_image
-    from ..sheet import contact_sheet
+    from ..progress import ProgressBars
     from ..weights.folder import load_image_encoder
-    from .measure import measure
+    from .edits import Kept, fingerprint
+    from .table import as_json, as_text, table
 
-    scores, made = measure(load(options.weights), load_image_encoder(options.weights), options.scenes)
-    for name, value in scores.items():
-        print(f"{name:>26}  {value:.3f}")
-    if options.samples:
-        rows = [made[start : start + 8] for start in range(0, min(24, len(made)), 8)]
-        write_image(contact_sheet(rows), options.samples)
+    distorted = options.edits if options.distorted is None else options.distorted
+    if not 1 <= distorted <= options.edits or options.scenes < 1:
+        raise InputError(
+            "at least one scene, one edit and no more distorted edits than edits were wanted, got "
+            f"{options.scenes}, {options.edits} and {distorted}"
+        )
+    kept = Kept(options.keep, fingerprint(options.weights))
+    editor, tower = load(options.weights), load_image_encoder(options.weights)
+    counts = (options.scenes, options.edits, distorted)
+    with ProgressBars() as bars:
+        rows = table(editor, tower, options.weights, *counts, kept, options.workers, bars.count)
+    print(as_text(rows))
     if options.json:
-        print(json.dumps({name: round(value, 4) for name, value in scores.items()}))
+        print(json.dumps({"weights": kept.weights, "table": as_json(rows)}))
 
 
 def _sweep(options: argparse.Namespace) -> None:
     from ..editor import load
-    from .sweep import sweep
+    from ..progress import ProgressBars
+    from .edits import Kept, fingerprint
+    from .sweep import at_random, listed, one_at_a_time, sweep
+    from .tasks import KIND_SETTINGS
 
-    sweep(load(options.weights), options.scenes, options.weights / "sweep.json", lambda line: print(json.dumps(line)))
+    if options.scenes < 1:
+        raise InputError(f"scenes must be at least 1, got {options.scenes}")
+    editor, kept = load(options.weights), Kept(options.keep, fingerprint(options.weights))
+    if options.settings:
+        tried = listed(options.settings)
+    elif options.random:
+        tried = at_random(options.random, options.seed)
+    else:
+        tried = one_at_a_time(editor.settings(**KIND_SETTINGS[options.kind]))
+
+    def say(line: dict) -> None:
+        print(json.dumps(line), flush=True)
+
+    with ProgressBars() as bars:
+        where = (options.weights, options.kind, tried, options.scenes, kept, options.workers, options.weights)
+        sweep(editor, *where, say, bars.count)
+
+
+def _curves(options: argparse.Namespace) -> None:
+    from ..images import check_writable, write_image
+    from .curves import draw_curves, keep_curves
+
+    check_writable(options.output, force=True)
+    curves = keep_curves(options.runs, options.weights / "curves.json")
+    if not curves:
+        raise InputError(f"there is no training log in {options.runs}, and no curves.json in {options.weights}")
+    write_image(draw_curves(curves), options.output)
+
+
+def _pictures(options: argparse.Namespace) -> None:
+    from ..images import check_writable, write_image
+    from ..progress import ProgressBars
+    from .pictures import card_pictures
+
+    folder = options.folder or options.weights / "examples"
+    check_writable(folder / "samples.png", force=True)
+    with ProgressBars() as bars:
+        for name, picture in card_pictures(options.weights, options.runs, options.workers, bars.count):
+            write_image(picture, folder / name)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ class Progress:
 def train(
     make_stage, hours: float, runs: Path, weights: Path, workers: int, resume: bool, start: Path | None = None
 ) -> None:
-    """Trains until `hours` of training time have passed, over all runs together, then exports to `weights`.
+    """Trains until `hours` of each worker's processor time have passed, over all runs together, then exports to
+    `weights`.
 
     make_stage: a picklable function of no arguments that builds the stage in each worker. Without `resume`, a run that
     exists is refused with FileExistsError. start: a folder of weights that a new run begins with, its optimiser fresh.
@@ -107,7 +108,8 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resu
         _with_average(stage, average, lambda: stage.samples(runs / f"{stage.name}-{progress.step:06d}.png"))
 
     generator = torch.Generator().manual_seed(1_000_003 * progress.step + rank)
-    saved_at = drawn_at = counted_at = time.monotonic()
+    saved_at = drawn_at = time.monotonic()
+    counted_at = time.process_time()  # what other programs take of the machine is not counted as training
     figures: dict[str, float] = {}
     while progress.seconds < hours * 3600:
         rate = learning_rate(stage.learning_rate, progress.step, progress.seconds / (hours * 3600))
@@ -116,7 +118,7 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resu
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused backward is slower here
             loss, measured = stage.loss(stage.batch // workers, generator)
         loss.backward()
-        now = time.monotonic()
+        now = time.process_time()
         seconds = _average_gradients(parameters, now - counted_at, workers)
         counted_at = now
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

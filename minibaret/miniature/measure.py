@@ -1,7 +1,6 @@
-"""What the shipped networks can do, each on its own, on held-out scenes; edits are scored by `minibaret evaluate`."""
+"""What the shipped networks can do, each on its own, on held-out scenes."""
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 
 import numpy as np
@@ -14,39 +13,35 @@ from ..images import psnr, to_pixels
 from ..models.image_encoder import ImageTower
 from .drawing import render
 from .sampling import sample
-from .scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, HELD_OUT_SEEDS, POSTURES, Scene
+from .scene import ANIMALS, MEASURED_SEEDS, POSTURES, Scene
+from .tasks import KINDS, variants
 from .train_clip import relative_distance
 
-ATTRIBUTES = ("animal", "posture", "colour", "ground", "addition")
 SAMPLING_STEPS = 25
 BATCH = 25  # pictures sampled at once
 
 
-def measure(editor: Editor, tower: ImageTower, count: int) -> tuple[dict[str, float], list[Image.Image]]:
-    """Scores over the first `count` held-out scenes, and the pictures sampled from their captions.
+def measure(
+    editor: Editor, tower: ImageTower, count: int, watch: Callable[[str, int, int], None] = lambda *_: None
+) -> dict[str, float]:
+    """Scores over the first `count` measured scenes.
 
     zero_shot_*: how often the CLIP pair tells a drawn scene from the scenes that differ from it in that attribute.
     caption_distance_*: the least relative distance between the embeddings of two captions that differ in it.
     vae_psnr: dB of pictures coded and decoded. generated_*: as zero_shot, for pictures sampled from captions.
     """
-    scenes = [Scene.random(seed) for seed in HELD_OUT_SEEDS[:count]]
+    scenes = [Scene.random(seed) for seed in MEASURED_SEEDS[:count]]
     drawn = [render(scene) for scene in scenes]
-    made = list(generate(editor, scenes))
+    made = []
+    for picture in generate(editor, scenes):
+        made.append(picture)
+        watch("pictures from captions", len(made), count)
     coded = [editor.decode(editor.encode(picture)) for picture in drawn]
     scores = {f"zero_shot_{name}": value for name, value in named_rightly(editor, tower, scenes, drawn).items()}
     scores |= {f"caption_distance_{name}": value for name, value in caption_distances(editor).items()}
     scores["vae_psnr"] = float(np.mean([psnr(a, b) for a, b in zip(coded, drawn)]))
     scores |= {f"generated_{name}": value for name, value in named_rightly(editor, tower, scenes, made).items()}
-    return scores, made
-
-
-def variants(scene: Scene, attribute: str) -> list[Scene]:
-    """The scene with each value of one attribute; another animal takes the posture of the same number."""
-    if attribute == "animal":
-        number = POSTURES[scene.animal].index(scene.posture)
-        return [dataclasses.replace(scene, animal=animal, posture=POSTURES[animal][number]) for animal in ANIMALS]
-    values = {"posture": POSTURES[scene.animal], "colour": COLOURS, "ground": GROUNDS, "addition": ADDITIONS}
-    return [dataclasses.replace(scene, **{attribute: value}) for value in values[attribute]]
+    return scores
 
 
 def generate(editor: Editor, scenes: list[Scene]) -> Iterator[Image.Image]:
@@ -65,9 +60,9 @@ def named_rightly(
 ) -> dict[str, float]:
     """By attribute: how often the CLIP pair finds a picture nearest to its scene's own caption among the variants'."""
     images = torch.cat([tower.image_encoder(to_pixels(picture)) for picture in pictures])
-    right = {attribute: [] for attribute in ATTRIBUTES}
+    right = {attribute: [] for attribute in KINDS}
     for scene, image in zip(scenes, images):
-        for attribute in ATTRIBUTES:
+        for attribute in KINDS:
             choices = variants(scene, attribute)
             texts = torch.cat([pooled_text(editor, tower, choice.caption()) for choice in choices])
             right[attribute].append(choices[int((texts @ image).argmax())] == scene)

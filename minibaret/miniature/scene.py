@@ -27,6 +27,7 @@ ADDITIONS = (None, "a red hat", "a blue ball")
 TRAINING_SEEDS = range(0, 1_000_000)
 SWEEP_SEEDS = range(1_000_000, 1_100_000)
 HELD_OUT_SEEDS = range(2_000_000, 2_100_000)
+MEASURED_SEEDS = HELD_OUT_SEEDS[1000:]  # the first were looked at while earlier defaults were chosen
 
 # One random stream per purpose, so that drawing more numbers for one never moves the other.
 _LAYOUT_STREAM, _ATTRIBUTE_STREAM = 0, 1

@@ -1,36 +1,159 @@
-"""The sweep behind the miniature's own defaults: settings tried on scenes that are neither trained on nor measured."""
+"""The sweep behind the miniature's own defaults: settings tried on scenes that are neither trained on nor measured.
 
+Few scenes tell nothing: 83 % success over six of them was once 27.5 % over forty.
+"""
+
+import dataclasses
 import json
-from collections.abc import Callable
-from itertools import product
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from ..editor import Editor
-from ..evaluation import evaluate
+from ..errors import InputError
+from ..evaluation import means
+from ..images import write_image
+from ..settings import Settings
+from .charts import scatter
+from .edits import Edit, Kept, score_edits
 from .scene import SWEEP_SEEDS
+from .tasks import KIND_SETTINGS
 
-GRID = {
-    "guidance": (3.0, 7.5),
-    "learning_rate": (1e-2, 1e-3),
-    "tolerance": ((1e-4, 5e-5),),
+CHOICES = {
+    "guidance": (3.0, 5.0, 7.5),
+    "learning_rate": (3e-3, 1e-2, 2e-2),
+    "tolerance": ((1e-5, 2e-5), (1e-4, 5e-5)),
+    "transition": ((0.8, 0.1), (0.6, 0.1)),
+    "rigid": (False, True),
+    "self_steps": (0.1, 0.2, 0.3),
+    "cross_steps": (0.4, 0.5, 0.6),
+    "rows": ("cond", "both"),
+    "inversion_text": ("target", "null"),
 }
+Changes = dict[str, object]
 
 
-def sweep(editor: Editor, count: int, path: Path, watch: Callable[[dict], None], grid: dict = GRID) -> list[dict]:
-    """Scores every combination of the grid on `count` posture edits; each line is kept in the JSON file as it comes.
+def one_at_a_time(start: Settings) -> list[Changes]:
+    """No change, then every other choice of each setting by itself."""
+    found: list[Changes] = [{}]
+    for name, values in CHOICES.items():
+        found += [{name: value} for value in values if value != getattr(start, name)]
+    return found
 
-    Lines that the file has already are not measured again.
+
+def at_random(count: int, seed: int) -> list[Changes]:
+    """Each setting drawn from its choices, `count` times, no combination twice."""
+    generator, found = random.Random(seed), []
+    while len(found) < count:
+        drawn = {name: generator.choice(values) for name, values in CHOICES.items()}
+        if drawn not in found:
+            found.append(drawn)
+    return found
+
+
+def listed(path: Path) -> list[Changes]:
+    """The changes in a JSON file: a list of objects, such as [{"guidance": 5.0, "self_steps": 0.2}].
+
+    Raises InputError where the file is something else.
     """
-    lines = json.loads(path.read_text()) if path.exists() else []
-    for values in product(*grid.values()):
-        changes = dict(zip(grid, values))
-        key = {"scenes": count, **json.loads(json.dumps(changes))}
-        if any(key.items() <= line.items() for line in lines):
-            continue
-        scores, _ = evaluate(editor, editor.settings(**changes), "posture", count, seeds=SWEEP_SEEDS)
-        lines.append({**key, **{name: round(value, 3) for name, value in scores.items()}})
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
-        unfinished.replace(path)
-        watch(lines[-1])
-    return lines
+    known = {field.name for field in dataclasses.fields(Settings)}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(found, list) and all(isinstance(changes, dict) for changes in found)
+    except (OSError, ValueError, AssertionError):
+        raise InputError(f"a JSON list of settings, each an object, was wanted in {path}") from None
+    for name in {name for changes in found for name in changes} - known:
+        raise InputError(f"{path} sets {name!r}; settings are {', '.join(sorted(known))}")
+    return [{name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()} for changes in found]
+
+
+def sweep(
+    editor: Editor,
+    weights: Path,
+    kind: str,
+    tried: Sequence[Changes],
+    count: int,
+    kept: Kept,
+    workers: int,
+    folder: Path,
+    watch: Callable[[dict], None] = lambda _: None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[dict]:
+    """Scores each of the changes on the first `count` sweep scenes; returns this sweep's lines.
+
+    The lines go to sweep.json in `folder` as they come, and sweep.png there shows all that are of these weights. Lines
+    that the file has already are not measured again; of the others, no edit that is in `kept`.
+    """
+    path = folder / "sweep.json"
+    settings = [editor.settings(**KIND_SETTINGS[kind] | changes) for changes in tried]
+    keys = [
+        {"weights": kept.weights, "kind": kind, "scenes": count, "settings": json.loads(json.dumps(vars(chosen)))}
+        for chosen in settings
+    ]
+    lines = {_name(key): line for line in _read(path) for key in [_key(line)]}
+    missing = {_name(key): (key, chosen) for key, chosen in zip(keys, settings) if _name(key) not in lines}
+    edits = [Edit(kind, seed, chosen) for _, chosen in missing.values() for seed in SWEEP_SEEDS[:count]]
+    scores = score_edits(edits, weights, kept, workers, progress)
+    for name, (key, _) in missing.items():
+        measured = means([next(scores) for _ in range(count)])
+        lines[name] = {**key, **{figure: round(value, 3) for figure, value in measured.items()}}
+        _write(path, lines.values())
+        write_image(chart([line for line in lines.values() if line["weights"] == kept.weights]), folder / "sweep.png")
+        watch(lines[name])
+    return [lines[name] for name in dict.fromkeys(map(_name, keys))]
+
+
+def chart(lines: Sequence[dict]) -> Image.Image:
+    """Success against background PSNR, a numbered dot a line, one chart for each kind and number of scenes.
+
+    The line with the most success is filled.
+    """
+    groups: dict[tuple[str, int], list[dict]] = {}
+    for line in lines:
+        groups.setdefault((line["kind"], line["scenes"]), []).append(line)
+    charts = [_chart(kind, scenes, members) for (kind, scenes), members in groups.items()]
+    whole = Image.new("RGB", (charts[0].width, sum(part.height for part in charts)))
+    for index, part in enumerate(charts):
+        whole.paste(part, (0, sum(above.height for above in charts[:index])))
+    return whole
+
+
+def _chart(kind: str, scenes: int, lines: Sequence[dict]) -> Image.Image:
+    points = [(line["background_psnr"], 100 * line["success"]) for line in lines]
+    varied = [name for name in lines[0]["settings"] if len({str(line["settings"][name]) for line in lines}) > 1]
+    labels = [
+        ", ".join(f"{name.replace('_', ' ')} {_short(line['settings'][name])}" for name in varied) or "no change"
+        for line in lines
+    ]
+    best = max(range(len(points)), key=lambda index: points[index][::-1])
+    doubt = 196 * 0.5 / scenes**0.5  # points, two standard errors of a share of one half
+    title = f"{kind} edits of {scenes} sweep scenes, a dot a setting (success is known to ± {doubt:.0f} points)"
+    return scatter(points, labels, title, "background PSNR, dB", "success, %", best)
+
+
+def _short(value) -> str:
+    if isinstance(value, list):
+        return ":".join(map(_short, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _key(line: dict) -> dict:
+    return {name: line.get(name) for name in ("weights", "kind", "scenes", "settings")}
+
+
+def _name(key: dict) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def _read(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _write(path: Path, lines) -> None:
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n", encoding="utf-8")
+    unfinished.replace(path)

@@ -68,14 +68,13 @@ def parse_merges(text: str, size: int | None = None) -> list[tuple[str, str]]:
     version, *lines = text.rstrip().split("\n")
     if "#version" not in version:
         raise ValueError(f'its first line should hold "#version", not {version[:40]!r}')
-    merges: list[tuple[str, str]] = []
+    merges = [tuple(line.rstrip("\r").split(" ")) for line in lines[:size]]
     known = {*_byte_symbols(), *(symbol + WORD_END for symbol in _byte_symbols())}
-    for number, line in enumerate(lines[:size], start=2):
-        pair = tuple(line.rstrip("\r").split(" "))
-        if len(pair) != 2 or not known.issuperset(pair):
-            raise ValueError(f"line {number} should be two symbols that are known by then, not {line[:40]!r}")
-        merges.append(pair)
-        known.add("".join(pair))
+    for number, pair in enumerate(merges, start=2):
+        if len(pair) != 2 or pair[0] not in known or pair[1] not in known:
+            line = lines[number - 2][:40]
+            raise ValueError(f"line {number} should be two symbols that are known by then, not {line!r}")
+        known.add(pair[0] + pair[1])
     return merges
 
 

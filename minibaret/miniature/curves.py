@@ -1,0 +1,94 @@
+"""Training curves: the logs of the stages, thinned to what a chart can show and kept beside the weights, and the chart.
+
+A stage's log may hold several runs, each begun with the weights of the one before it; they are drawn one after the
+other, a thin line between them.
+"""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from .charts import FINE, Axes, canvas
+from .stages import STAGES
+
+FIGURES = {"clip": ("loss", "right"), "vae": ("loss", "psnr"), "unet": ("loss", "error")}  # drawn of each stage
+TITLES = {
+    "right": "share of captions found",
+    "psnr": "PSNR of the training pictures, dB",
+    "error": "squared error of the noise",
+}
+LINES = 200  # kept of a stage
+WIDTH, HEIGHT = 470, 260  # pixels, a chart
+
+Columns = dict[str, list[float]]  # a run's figures, one list each; "pictures" among them
+
+
+def keep_curves(runs: Path, path: Path) -> dict[str, list[Columns]]:
+    """The curves in `path`, brought up to date with the logs that are in `runs` and written back where there are any.
+
+    Returns the stages' runs. Without a file or a log there are none.
+    """
+    curves = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    logs = {stage: runs / f"{stage}.jsonl" for stage in STAGES if (runs / f"{stage}.jsonl").exists()}
+    for stage, log in logs.items():
+        split = read_runs(log)
+        every = max(1, -(-sum(map(len, split)) // LINES))
+        curves[stage] = [columns(run[::-1][::every][::-1], FIGURES[stage]) for run in split]
+    if logs:
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(curves) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    return {stage: curves[stage] for stage in STAGES if stage in curves}
+
+
+def read_runs(log: Path) -> list[list[dict[str, float]]]:
+    """The lines of a log by run.
+
+    A run that was stopped goes on from its last checkpoint, some steps back: what it had logged beyond is dropped. A
+    line with a step no later than the log's first begins another run.
+    """
+    text = log.read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    split: list[list[dict[str, float]]] = []
+    for line in lines:
+        if line["step"] <= lines[0]["step"]:
+            split.append([])
+        while split[-1] and split[-1][-1]["step"] >= line["step"]:
+            split[-1].pop()
+        split[-1].append(line)
+    return split
+
+
+def columns(run: list[dict[str, float]], figures: tuple[str, ...]) -> Columns:
+    return {name: [line[name] for line in run] for name in ("pictures", "seconds", *figures) if name in run[0]}
+
+
+def draw_curves(curves: dict[str, list[Columns]]) -> Image.Image:
+    """A row of charts for each stage: its figures against the pictures seen, all its runs after one another."""
+    image, draw = canvas(2 * WIDTH, 50 + len(curves) * HEIGHT, "training curves")
+    for row, (stage, split) in enumerate(curves.items()):
+        starts = [0.0]
+        for run in split:
+            starts.append(starts[-1] + run["pictures"][-1])
+        for column, figure in enumerate(FIGURES[stage]):
+            values = sorted(value for run in split for value in run.get(figure, []))
+            if not values:
+                continue
+            left, top = column * WIDTH, 50 + row * HEIGHT
+            hours = sum(run["seconds"][-1] for run in split) / 3600
+            title = f"{stage}: {TITLES.get(figure, figure)} ({hours:.1f} hours)"
+            box = (left + 70, top + 30, left + WIDTH - 20, top + HEIGHT - 55)
+            axes = Axes(draw, box, (0, starts[-1]), shown(values), title, "pictures")
+            for start, run in zip(starts, split):
+                if start:
+                    axes.upright(start)
+                points = [(start + x, y) for x, y in zip(run["pictures"], run.get(figure, []))]
+                if len(points) > 1:
+                    axes.line(points)
+    return image.reduce(FINE)
+
+
+def shown(values: list[float]) -> tuple[float, float]:
+    """The range of sorted values worth showing: without the fiftieth at either end, where a run begins or jumps."""
+    return values[len(values) // 50], values[-1 - len(values) // 50]

@@ -1,0 +1,130 @@
+"""Scores many edits of drawn scenes: in worker processes of one thread each, and each kept in a file as it is done.
+
+One thread a process, because two that share a small step wait for each other longer than they work.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing as mp
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..editor import Editor, load
+from ..evaluation import score
+from ..settings import Settings
+from .drawing import render
+from .loop import KEEP_MEMORY
+from .scene import ANIMALS, POSTURES, Scene
+from .tasks import task_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """One edit to be scored: of which scene, what, and how."""
+
+    kind: str
+    seed: int
+    settings: Settings
+    distortion: str | None = None
+
+
+class Kept:
+    """Results by what they are of, one JSON line each; in a file where a path is given, so that work can go on there.
+
+    A line that was cut short, as by a kill, is dropped. weights: the `fingerprint` that results are of; results of
+    other weights stay in the file and are not seen.
+    """
+
+    def __init__(self, path: Path | None, weights: str):
+        self.path, self.weights = path, weights
+        self.results: dict[str, dict] = {}
+        if path and path.exists():
+            text = path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:
+                path.write_text(whole, encoding="utf-8")
+            for line in map(json.loads, whole.splitlines()):
+                self.results[json.dumps(line["of"])] = line["result"]
+        elif path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def get(self, of: dict) -> dict | None:
+        return self.results.get(self._key(of))
+
+    def add(self, of: dict, result: dict) -> None:
+        self.results[self._key(of)] = result
+        if self.path:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(f'{{"of": {self._key(of)}, "result": {json.dumps(result)}}}\n')
+
+    def _key(self, of: dict) -> str:
+        return json.dumps({"weights": self.weights, **of})
+
+
+def score_edits(
+    edits: Sequence[Edit],
+    weights: Path,
+    kept: Kept,
+    workers: int,
+    watch: Callable[[str, int, int], None] = lambda *_: None,
+) -> Iterator[dict[str, float]]:
+    """The figures of `evaluation.score` of every edit, in order; those that are kept are not made again."""
+    keys = [dataclasses.asdict(edit) for edit in edits]
+    missing = {json.dumps(key): edit for key, edit in zip(keys, edits) if kept.get(key) is None}
+    with closing(in_workers(_score, [(weights, edit) for edit in missing.values()], workers)) as fresh:
+        for index, key in enumerate(keys):
+            if kept.get(key) is None:
+                kept.add(key, next(fresh))
+            watch("edits", index + 1, len(edits))
+            yield kept.get(key)
+
+
+def edit_pictures(edits: Sequence[Edit], weights: Path, workers: int) -> Iterator[list[Image.Image]]:
+    """Input, reconstruction, transition, edit and right answer of every edit, in order."""
+    return in_workers(_pictures, [(weights, edit) for edit in edits], workers)
+
+
+def in_workers(function: Callable, arguments: Sequence[tuple], workers: int) -> Iterator:
+    """The function's results in the arguments' order, made by processes of one thread each."""
+    os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")  # what the workers start with
+    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), torch.set_num_threads, (1,))
+    try:
+        yield from pool.map(function, *zip(*arguments))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def fingerprint(weights: Path) -> str:
+    """Names the networks, their sizes and the drawn world: what was measured on one fingerprint holds for it alone."""
+    config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+    config.pop("defaults", None)  # an edit names its settings itself
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for path in (*sorted(weights.glob("*.safetensors")), weights / "merges.txt"):
+        digest.update(path.read_bytes())
+    for number, animal in enumerate(ANIMALS):
+        for posture in POSTURES[animal]:
+            digest.update(render(Scene(number, animal, posture, "brown", "grass", "a red hat"), 64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _score(weights: Path, edit: Edit) -> dict[str, float]:
+    scores, _ = score(_editor(weights), edit.settings, task_of(edit.kind, edit.seed), edit.distortion)
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
+def _pictures(weights: Path, edit: Edit) -> list[Image.Image]:
+    task = task_of(edit.kind, edit.seed)
+    return score(_editor(weights), edit.settings, task, edit.distortion, pictures=("transition",))[1]
+
+
+@cache
+def _editor(weights: Path) -> Editor:
+    return load(weights)
