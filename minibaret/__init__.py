@@ -8,6 +8,7 @@ result.image.save("edited.png")
 
 from .editor import Editor, Result, load
 from .errors import InputError
+from .memory import Savings
 from .settings import Settings
 
-__all__ = ["Editor", "InputError", "Result", "Settings", "load"]
+__all__ = ["Editor", "InputError", "Result", "Savings", "Settings", "load"]

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 import minibaret
-from minibaret import InputError
+from minibaret import InputError, Savings
 from minibaret.bench.common import peak_bytes
 from minibaret.cli import main
 from minibaret.images import to_pixels
 from minibaret.inversion import invert, tune_text
-from minibaret.memory import Savings, Work, estimate, parse_limit, plan, shown
+from minibaret.memory import Work, estimate, parse_limit, plan, shown
 from minibaret.miniature.drawing import render
 from minibaret.miniature.scene import Scene
 from minibaret.models import tiled_vae

@@ -18,6 +18,8 @@ RANDOM = "sd15-random"
 
 def bench_memory(options: argparse.Namespace) -> None:
     """One edit a line, in a process of its own, with malloc as the system has it."""
+    for limit in options.limit:
+        parse_limit(limit)
     with tempfile.TemporaryDirectory(prefix="minibaret-") as temporary:
         weights = str(options.weights)
         if weights == RANDOM:
