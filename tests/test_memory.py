@@ -145,7 +145,7 @@ def test_small_losses_have_a_gradient_in_float16(editor):
         noise = editor.model.unet(latents.repeat(2, 1, 1, 1), torch.tensor(label), torch.cat([null, target]))
     goal = schedule.step(latents, noise[:1] + 7.5 * (noise[1:] - noise[:1]), label) + 3e-3 * torch.randn(1, 4, 16, 16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tune_text.__globals__, "predict", watched)
+        patch.setattr("minibaret.inversion.predict", watched)
         for dtype in (torch.float32, torch.float16):
             unet = UNet(editor.config.unet).to(dtype).requires_grad_(False).eval()
             unet.load_state_dict(editor.model.unet.state_dict())
