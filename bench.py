@@ -5,6 +5,7 @@ python bench.py unet        one forward with and without injection (--weights sd
 python bench.py edit        the edit stage against the naive six rows, with plain attention and with stored maps
 python bench.py tune        an inner iteration of target-text inversion against published null-text inversion
 python bench.py forward     one forward against diffusers on the same weights
+python bench.py memory      peak memory of a whole edit, without a limit and with (--weights sd15-random --limit 4G)
 python bench.py load        time and peak memory of loading Stable Diffusion 1.5, against diffusers
 """
 
@@ -44,6 +45,14 @@ def main() -> int:
     add_network(command, rounds=None)
     command.add_argument("--batch", type=int, default=2, help="rows, default %(default)s")
     add_profile(command)
+    command = commands.add_parser("memory", help="peak memory of a whole edit, without a limit and with")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, …")
+    command.add_argument("--json", action="store_true", help="print one line of JSON last")
+    command.set_defaults(run=lambda options: measure("memory", options), dtype=None)
+    command.add_argument("--weights", default="miniature", help="a file or folder, miniature, sd15-random")
+    command.add_argument("--size", type=int, help="pixels, the side of the picture; the model's own if not given")
+    command.add_argument("--limit", nargs="+", default=[], help="limits such as 4G, beside none")
+    command.add_argument("--files", type=Path, help="folder to write sd15-random to, or that has it; 4.3 GB")
     command = commands.add_parser("load", help="time and peak memory of loading, against diffusers")
     command.add_argument("--files", type=Path, help="folder to write the random weights to, or that has them; 11 GB")
     command.add_argument("--repeats", type=int, default=5, help="runs of each, interleaved; default %(default)s")

@@ -228,11 +228,16 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", type=Path, help="file or folder; without it the miniature that ships")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
-    group.add_argument(
-        "--max-rows", type=int, metavar="N", help="of the edit's batch at a time: less memory, same edit"
-    )
     group.add_argument("--compile", action="store_true", help="torch.compile the UNet; takes minutes before it begins")
     _add_layout(group)
+    group = command.add_argument_group("memory")
+    group.add_argument("--memory", metavar="LIMIT", help="such as 4G or 900M: takes of what follows what it needs")
+    group.add_argument("--on-demand", action="store_true", help="networks are read when needed, and freed after")
+    group.add_argument("--tiled-vae", action="store_true", help="the VAE works in strips; the picture stays the same")
+    group.add_argument(
+        "--max-rows", type=int, metavar="N", help="of the edit's batch at a time; the edit stays the same"
+    )
+    group.add_argument("--checkpointing", action="store_true", help="the tuning computes twice what it would keep")
 
 
 def _add_layout(group) -> None:
@@ -293,16 +298,11 @@ def _prepare(options: argparse.Namespace) -> tuple["Editor", dict]:
 
 def _load(options: argparse.Namespace) -> "Editor":
     from .editor import load
+    from .memory import Savings
 
-    return load(
-        options.weights,
-        options.device,
-        options.dtype,
-        options.variant,
-        options.tokenizer,
-        max_rows=options.max_rows,
-        compile=options.compile,
-    )
+    savings = Savings(options.on_demand, options.tiled_vae, options.checkpointing, max_rows=options.max_rows)
+    model = (options.weights, options.device, options.dtype, options.variant, options.tokenizer)
+    return load(*model, options.memory, savings, options.compile)
 
 
 def _print_summary(summary: dict) -> None:
@@ -312,3 +312,5 @@ def _print_summary(summary: dict) -> None:
         f"inner iterations {summary['inner_iterations']} of {summary['inner_iterations_allowed']}, "
         f"reconstruction {summary['reconstruction_psnr']:.1f} dB against the input"
     )
+    if summary["peak_memory"] is not None:
+        print(f"peak memory {summary['peak_memory'] / 1e9:.2f} GB; savings: {summary['savings']}")

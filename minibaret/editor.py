@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import balanced_attention as bam
 from . import baret
@@ -21,12 +21,14 @@ from .errors import InputError
 from .images import FITS, fit_image, psnr, read_image, to_image, to_pixels, to_rgb
 from .inversion_file import Inversion, keep, resume
 from .maps import VAE_FACTOR, AttentionMaps, MapCollector, MapRequest, check_request, find_words
+from .memory import Savings, Work, estimate, parse_limit, peak_memory, plan, trim
+from .models import tiled_vae
 from .models.tokenizer import TextTooLong
 from .origin import TUNING_SETTINGS, Origin
 from .settings import Settings
-from .weights import MINIATURE_FOLDER, Model, load_model
+from .weights import MINIATURE_FOLDER, Model, OnDemandModel, load_model
 
-NARROW = 128  # channels of a UNet below which channels_last convolutions are the faster ones on a CPU
+NO_SAVINGS = Savings()
 
 Found = TypeVar("Found")
 
@@ -42,6 +44,9 @@ class Result:
     record: baret.Record
     settings: Settings
     seconds: dict[str, float]  # wall time by stage
+    savings: Savings  # of memory
+    peak_memory: int | None  # bytes, of the whole process so far, see `memory.peak_memory`
+    memory_estimate: int  # bytes, what the edit was expected to take
 
     @property
     def maps(self) -> AttentionMaps | None:
@@ -61,17 +66,27 @@ class Result:
             "inner_iterations": sum(self.record.iterations),
             "inner_iterations_allowed": steps * inner,
             "reconstruction_psnr": round(self.reconstruction_psnr, 2),
+            "peak_memory": self.peak_memory,
+            "memory_estimate": self.memory_estimate,
+            "savings": str(self.savings),
         }
 
 
 class Editor:
-    def __init__(self, model: Model, max_rows: int | None = None):
-        """max_rows: of a forward of the UNet, as `load` has it."""
-        if max_rows is not None and not (isinstance(max_rows, int) and max_rows > 0):
-            raise InputError(f"max rows must be a whole number, at least 1, got {max_rows!r}")
-        self.model, self.max_rows = model, max_rows
+    def __init__(
+        self,
+        model: Model | OnDemandModel,
+        savings: Savings = NO_SAVINGS,
+        memory_limit: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        """savings: of memory, on_demand only with an OnDemandModel. memory_limit: bytes, with an OnDemandModel: every
+        edit adds the savings that it needs; the UNet's dtype is among them unless `dtype` fixes it."""
+        self.model = model
         self.config = model.config
-        self.device = next(model.unet.parameters()).device
+        self.device = model.device
+        self.savings = self._asked = savings
+        self.memory_limit, self.dtype = memory_limit, dtype
 
     def settings(self, **changes) -> Settings:
         """The paper's defaults, over them the model's own, over them the changes."""
@@ -120,6 +135,7 @@ class Editor:
         empty or too long, sizes or a record that do not fit, and an inversion that belongs to something else.
         """
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
+        expected = self._save_memory(picture.size, settings, bam.PROCESSES if record else pictures)
         target, null = self.embed(text), self.embed("", empty=True)
         collector = self._collector(record, text, picture.size, settings) if record else None
         clock = Clock()
@@ -130,7 +146,8 @@ class Editor:
         else:
             start = self.encode(picture)
             clock.lap("encode")
-        work = baret.run(self.model.unet, start, target, null, settings, pictures, collector, self.max_rows)
+        unet, max_rows = self._turn("unet"), self.savings.max_rows
+        work = baret.run(unet, start, target, null, settings, pictures, collector, max_rows)
         while True:
             try:
                 step = next(work)
@@ -153,6 +170,9 @@ class Editor:
             record=found,
             settings=settings,
             seconds=clock.seconds,
+            savings=self.savings,
+            peak_memory=peak_memory(self.device),
+            memory_estimate=expected,
         )
 
     def invert(
@@ -196,36 +216,69 @@ class Editor:
         begin anew where such an unfinished file belongs to something else or is damaged, instead of refusing.
         """
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
+        self._save_memory(picture.size, settings, ())
         target, null = self.embed(text), self.embed("", empty=True)
         origin = self._origin(picture, fit, text, settings)
         record = resume(Path(file), origin, self.device, restart) if file else None
         if inversion and not record:
             record = inversion.record_for(origin, self.device, may_differ=("text", *TUNING_SETTINGS))
         record = record or baret.Record([self.encode(picture)])
-        work = baret.invert_and_tune(self.model.unet, record, target, null, settings)
+        work = baret.invert_and_tune(self._turn("unet"), record, target, null, settings)
         yield from keep(work, Path(file), origin, record) if file else work
         return Inversion(origin, tuple(record.trajectory), tuple(record.tuned))
 
     @torch.no_grad()
     def embed(self, text: str, empty: bool = False) -> Tensor:
-        """The text's embeddings (1, 77, width). Raises InputError for a long text and, unless `empty`, a blank one."""
+        """The text's embeddings (1, 77, width), float32. Raises InputError for a text that is too long or, unless
+        `empty`, blank."""
         if not text.strip() and not empty:
             raise InputError("a text that says what the picture should show was wanted, got an empty one")
         try:
             ids = self.model.tokenizer(text)
         except TextTooLong as error:
             raise InputError(str(error)) from None
-        return self.model.text_encoder(torch.tensor([ids], device=self.device))
+        return self._turn("text_encoder")(torch.tensor([ids], device=self.device)).float()
 
     @torch.no_grad()
     def encode(self, picture: Image.Image) -> Tensor:
         """RGB picture → scaled latents (1, 4, H/8, W/8), float32."""
-        weight = self.model.vae.quant_conv.weight
-        return self.model.vae.encode(to_pixels(picture).to(weight.device, weight.dtype)).float()
+        vae = self._turn("vae")
+        weight, encode = vae.quant_conv.weight, partial(tiled_vae.encode, vae) if self.savings.tiled_vae else vae.encode
+        return encode(to_pixels(picture).to(weight.device, weight.dtype)).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image.Image:
-        return to_image(self.model.vae.decode(latents.to(self.model.vae.quant_conv.weight.dtype)))
+        vae = self._turn("vae")
+        decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
+        return to_image(decode(latents.to(vae.quant_conv.weight.dtype)))
+
+    def _save_memory(self, size: tuple[int, int], settings: Settings, pictures: Collection[str]) -> int:
+        """Decides on an edit's savings; the estimate of what it then takes, in bytes. Raises InputError where the limit
+        cannot be kept."""
+        work = Work(
+            config=self.config,
+            numbers=self.model.numbers(),
+            size=size,
+            rows=max(len(bam.rows_at(step, settings, pictures)) for step in range(settings.steps)),
+            tuning=settings.inner_steps > 0,
+            dtype=self.model.dtype,
+            device=self.device,
+        )
+        if self.memory_limit is not None:
+            self.savings = plan(self.memory_limit, work, self._asked, self.dtype is None)
+        if isinstance(self.model, OnDemandModel):
+            self.model.set_dtype("unet", self.savings.unet_dtype or self.model.dtype)
+        return estimate(work, self.savings)
+
+    def _turn(self, part: str) -> nn.Module:
+        """The network whose turn it is, alone where networks are on demand."""
+        if self.savings.on_demand:
+            self.model.free_all_but(part)
+        trim()
+        network = getattr(self.model, part)
+        if part == "unet":
+            network.set_checkpointing(self.savings.checkpointing)
+        return network
 
     def _prepare(
         self,
@@ -244,7 +297,7 @@ class Editor:
         return fit_image(picture, self._size(size), fit), fit, settings or self.settings()
 
     def _origin(self, picture: Image.Image, fit: str, text: str, settings: Settings) -> Origin:
-        return Origin.of(partial(getattr, self.model), self.model.tokenizer, picture, fit, text, settings)
+        return Origin.of(self._turn, self.model.tokenizer, picture, fit, text, settings)
 
     def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
         check_request(request, size, settings.steps, len(self.config.unet.channels))
@@ -294,7 +347,8 @@ def load(
     dtype: str = "auto",
     variant: str | None = None,
     tokenizer: str | Path | None = None,
-    max_rows: int | None = None,
+    memory_limit: str | int | None = None,
+    savings: Savings = NO_SAVINGS,
     compile: bool = False,
 ) -> Editor:
     """An editor on the weights at a path, or on the miniature that ships with the package.
@@ -302,9 +356,9 @@ def load(
     weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (CUDA
     where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or
     "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
-    folder with one, where the weights have none; max_rows: run at most so many rows of the edit's batch at a time,
-    which takes less memory and gives the same; compile: have torch.compile translate the UNet, which takes minutes
-    before the first steps. Raises InputError where something is not what it should be.
+    folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or bytes; savings:
+    ways to need less memory that are taken in any case; compile: have torch.compile translate the UNet, which takes
+    minutes before the first steps. Raises InputError where something is not what it should be.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -314,17 +368,21 @@ def load(
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
-    if dtype == "auto":
+    fixed = dtype != "auto"
+    if not fixed:
         dtype = "float16" if place.type == "cuda" else "float32"
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
+    limit = None if memory_limit is None else parse_limit(memory_limit)
+    on_demand = savings.on_demand or limit is not None
     compiler = os.environ.get("CXX", "g++")
+    if compile and on_demand:
+        raise InputError("compile was wanted together with networks on demand, but a compiled network stays in memory")
     if compile and place.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
-    vocabulary = Path(tokenizer) if tokenizer else None
-    model = load_model(Path(weights or MINIATURE_FOLDER), place, getattr(torch, dtype), variant, vocabulary)
-    if place.type == "cpu" and model.config.unet.channels[0] < NARROW:
-        model.unet.to(memory_format=torch.channels_last)
+    kind, vocabulary = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
+    read = OnDemandModel if on_demand else load_model
+    model = read(Path(weights or MINIATURE_FOLDER), place, kind, variant, vocabulary)
     if compile:
         model.unet.compile(dynamic=False)
-    return Editor(model, max_rows)
+    return Editor(model, savings, limit, kind if fixed else None)

@@ -142,6 +142,15 @@ def test_without_diffusers_it_is_said(command, tmp_path):
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "diffusers, which is not" in done.stderr
 
 
+def test_memory_edits_without_a_limit_and_with():
+    done = bench("memory", "--limit", "5G", "--json")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [line["limit"] for line in result["table"]] == [None, 5 * 10**9]
+    for line in result["table"]:
+        assert 10**8 < line["peak_memory"] < 10**9 and line["memory_estimate"] > 10**8 and line["savings"] == "none"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -150,6 +159,7 @@ def test_without_diffusers_it_is_said(command, tmp_path):
         (("attention", "--sites", "self-64", "--attention", "triton"), "from the Triton kernel, but"),
         (("unet", "--weights", "miniature-random", "--size", "100"), "size must be a multiple of 32 pixels, got 100"),
         (("unet", "--weights", "nowhere"), "nowhere"),
+        (("memory", "--limit", "many"), "a memory limit such as 4G or 900M was wanted, got 'many'"),
     ],
 )
 def test_what_cannot_be_measured_is_said(arguments, said):

@@ -185,9 +185,9 @@ def test_pieces_do_not_matter_to_the_maps(unet):
 
 
 @pytest.mark.parametrize("max_rows", [0, -1, 1.5, "two"])
-def test_max_rows_is_a_whole_number(editor, max_rows):
+def test_max_rows_is_a_whole_number(max_rows):
     with pytest.raises(InputError, match="max rows must be a whole number, at least 1, got"):
-        minibaret.Editor(editor.model, max_rows)
+        minibaret.Savings(max_rows=max_rows)
 
 
 # Target-text inversion

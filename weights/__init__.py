@@ -3,5 +3,6 @@
 from .folder import MINIATURE_FOLDER
 from .inspect import inspect
 from .loading import Model, load_model
+from .on_demand import OnDemandModel
 
-__all__ = ["MINIATURE_FOLDER", "Model", "inspect", "load_model"]
+__all__ = ["MINIATURE_FOLDER", "Model", "OnDemandModel", "inspect", "load_model"]

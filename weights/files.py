@@ -53,10 +53,15 @@ class StoredTensor:
         if stored.data_ptr() % stored.element_size():  # headers of odd length leave tensors unaligned
             stored = stored.clone()
         tensor = stored.to(device).to(dtype or self.dtype)
-        if tensor.data_ptr() != stored.data_ptr() and hasattr(mmap, "MADV_DONTNEED"):
-            first = self.begin - self.begin % mmap.PAGESIZE
-            self.pages.madvise(mmap.MADV_DONTNEED, first, self.begin + count * self.dtype.itemsize - first)
+        if tensor.data_ptr() != stored.data_ptr():
+            self.release()
         return tensor
+
+    def release(self) -> None:
+        """Hands the mapped pages back: they are fetched from the file again when they are used again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first, size = self.begin - self.begin % mmap.PAGESIZE, math.prod(self.shape) * self.dtype.itemsize
+            self.pages.madvise(mmap.MADV_DONTNEED, first, self.begin + size - first)
 
 
 def open_tensors(path: Path) -> dict[str, StoredTensor]:

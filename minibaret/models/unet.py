@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels import attention
 from .configs import UNetConfig
@@ -55,6 +56,11 @@ class UNet(nn.Module):
             self.up_blocks.append(block)
         self.conv_norm_out = nn.GroupNorm(config.groups, width, 1e-5)
         self.conv_out = nn.Conv2d(width, config.latent_channels, 3, padding=1)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Gradient checkpointing, layer by layer: less memory for one more forward, and the same gradient."""
+        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            block.checkpointing = on
 
     def forward(
         self,
@@ -110,6 +116,8 @@ class Block(nn.Module):
     """One level on the way down or up, or the middle: ResBlocks, each followed by a spatial transformer where there
     are any."""
 
+    checkpointing = False  # where a gradient is wanted, keep a layer's input only and compute it once more backwards
+
     def __init__(self, config: UNetConfig, time_width: int, transformers: bool):
         super().__init__()
         self.config, self.time_width, self.attends = config, time_width, transformers
@@ -122,7 +130,12 @@ class Block(nn.Module):
         if self.attends:
             self.attentions.append(SpatialTransformer(width_out, self.config))
 
-    def layer(
+    def layer(self, *arguments) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return self._layer(*arguments)
+
+    def _layer(
         self, index: int, x: Tensor, time: Tensor, text: KeysValues | None, shares: Shares, record: MapRecorder | None
     ) -> Tensor:
         x = self.resnets[index](x, time)

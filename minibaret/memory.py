@@ -1,0 +1,169 @@
+"""What an edit may take of memory: the ways to need less, an estimate of each, and the choice that keeps a limit.
+
+The estimate is the process's peak: on a CPU its resident set, pages of mapped weights included; on CUDA what PyTorch
+allocates there. `python bench.py memory` puts it beside what the operating system measures.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .errors import InputError
+from .models.configs import ModelConfig, UNetConfig
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+# Measured with `bench.py memory`, malloc's slack included. The unit of activations is one layer at full size: for the
+# UNet latent pixels · channels[0], for the VAE picture pixels · channels[0].
+PROCESS = 0.45e9  # bytes on the CPU: Python, PyTorch and its libraries
+COPIES = 0.04  # of the UNet's weights: a convolution's, in the order that it computes in
+ROW = 44  # the UNet, each row, without a gradient
+CARRIED = 4  # for each of its layers, the queries and keys that wait for the edit's rows
+TUNED = 37  # the UNet, one row forward and backward, for each of its layers
+CHECKPOINTED, CHECKPOINT = 100, 1.5  # the same with checkpointing: the layer in hand, and what is kept of each
+VAE, TILED_VAE = 12, 5
+HALF = 1.5  # half precision does not halve it all: some is computed in float32 there too
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What an edit does to need less memory. None of it but the dtype changes the numbers, rounding apart."""
+
+    on_demand: bool = False  # each network is read when its turn comes, and freed after it
+    tiled_vae: bool = False
+    checkpointing: bool = False  # of target-text inversion: a third more time there
+    unet_dtype: torch.dtype | None = None  # None: that of the other networks
+    max_rows: int | None = None  # of the edit's batch at a time
+
+    def __post_init__(self) -> None:
+        rows = self.max_rows
+        if rows is not None and not (isinstance(rows, int) and rows > 0):
+            raise InputError(f"max rows must be a whole number, at least 1, got {rows!r}")
+
+    def __str__(self) -> str:
+        names = ["networks on demand"] * self.on_demand + ["tiled VAE"] * self.tiled_vae
+        names += ["gradient checkpointing"] * self.checkpointing
+        if self.max_rows:
+            names.append(f"rows in pieces of {self.max_rows}")
+        if self.unet_dtype:
+            names.append(f"UNet in {str(self.unet_dtype).removeprefix('torch.')}")
+        return ", ".join(names) or "none"
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that the estimate depends on but the savings."""
+
+    config: ModelConfig
+    numbers: dict[str, int]  # of each network: unet, vae, text_encoder
+    size: tuple[int, int]  # width, height in pixels
+    rows: int  # of the edit's largest batch
+    tuning: bool  # whether there is a gradient at all
+    dtype: torch.dtype
+    device: torch.device
+
+
+def parse_limit(limit: str | int | float) -> int:
+    """Bytes: 4G, 4GB and 4e9 are 4 · 10⁹, 900M is 900 · 10⁶, 4GiB is 4 · 2³⁰. Raises InputError for anything else."""
+    found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*(?:([KMG]I?)?B?)\s*", str(limit), re.IGNORECASE)
+    try:
+        count = int(float(found[1]) * UNITS[(found[2] or "").upper()])
+    except (TypeError, ValueError):
+        count = 0
+    if count <= 0:
+        raise InputError(f"a memory limit such as 4G or 900M was wanted, got {limit!r}")
+    return count
+
+
+def estimate(work: Work, savings: Savings) -> int:
+    """Bytes that the edit takes at its peak."""
+    dtypes = dict.fromkeys(work.numbers, work.dtype) | {"unet": savings.unet_dtype or work.dtype}
+    weights = {part: numbers * dtypes[part].itemsize for part, numbers in work.numbers.items()}
+    vae, unet = work.config.vae, work.config.unet
+    pixels = work.size[0] * work.size[1]
+    latents = pixels // 4 ** (len(vae.channels) - 1)
+    layers, number = _layers(unet), dtypes["unet"].itemsize * (HALF if dtypes["unet"].itemsize == 2 else 1)
+    tuned = CHECKPOINTED + CHECKPOINT * layers if savings.checkpointing else TUNED * layers
+    rows, carried = work.rows, 0.0
+    if savings.max_rows and savings.max_rows < rows:
+        rows, carried = savings.max_rows, CARRIED * layers
+    unet_layers = max(ROW * rows + carried, tuned if work.tuning else 0)
+    activations = {
+        "text_encoder": 0,
+        "vae": pixels * vae.channels[0] * dtypes["vae"].itemsize * (TILED_VAE if savings.tiled_vae else VAE),
+        "unet": latents * unet.channels[0] * number * unet_layers + COPIES * weights["unet"],
+    }
+    resident = weights if savings.on_demand else dict.fromkeys(weights, sum(weights.values()))
+    process = PROCESS if work.device.type == "cpu" else 0
+    return int(process + max(resident[part] + activations[part] for part in weights))
+
+
+def _layers(config: UNetConfig) -> float:
+    """The UNet's layers, a level that is a quarter as large and twice as wide counted as half."""
+    count = 2 * config.layers_per_block + 1  # down and up
+    weights = [width / config.channels[0] / 4**level for level, width in enumerate(config.channels)]
+    return count * sum(weights) + weights[-1]
+
+
+def plan(limit: int, work: Work, asked: Savings, dtype_is_free: bool) -> Savings:
+    """What keeps the limit at the least cost in time, beside the savings that were asked for.
+
+    dtype_is_free: the UNet may go to bfloat16; the VAE, whose rounding would be seen, and the small text encoder never
+    do. Raises InputError, naming the least that would do, where nothing keeps the limit.
+    """
+    choices = list(_choices(asked, dtype_is_free and work.dtype == torch.float32))
+    for savings in choices:
+        if estimate(work, savings) <= limit:
+            return savings
+    least = min(choices, key=lambda savings: estimate(work, savings))
+    width, height = work.size
+    raise InputError(
+        f"a memory limit of {shown(limit)} cannot be kept: this edit at {width}×{height} needs "
+        f"{shown(estimate(work, least), up=True)} at least (with {least})"
+    )
+
+
+def _choices(asked: Savings, half: bool) -> Iterator[Savings]:
+    """All that there is to choose from, the cheapest first: like a number's digits, the last turns first."""
+    dtypes = [None, torch.bfloat16] if half and not asked.unet_dtype else [asked.unet_dtype]
+    off_and_on = [[was] if was else [False, True] for was in (asked.checkpointing, asked.tiled_vae, asked.on_demand)]
+    rows = [asked.max_rows] if asked.max_rows else [None, 1]
+    for dtype, max_rows, checkpointing, tiled_vae, on_demand in itertools.product(dtypes, rows, *off_and_on):
+        yield Savings(on_demand, tiled_vae, checkpointing, dtype, max_rows)
+
+
+def shown(size: int, up: bool = False) -> str:
+    """Bytes as 4.0G or 900M; up: a limit that is copied from here must be enough."""
+    unit, letter = (10**9, "G") if size >= 10**9 else (10**6, "M")
+    tenths = size * 10 / unit if unit == 10**9 else size // unit * 10
+    tenths = -int(-tenths // 1) if up else round(tenths)
+    return f"{tenths / 10:g}{letter}"
+
+
+def trim() -> None:
+    """Hands memory that was freed back to the system, which glibc's malloc does not do of itself."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the process's highest so far: on CUDA what PyTorch had allocated there, else the resident set by the
+    operating system's count; None where that does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest if sys.platform == "darwin" else highest * 1024
