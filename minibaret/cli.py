@@ -235,7 +235,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     group.add_argument("--on-demand", action="store_true", help="networks are read when needed, and freed after")
     group.add_argument("--tiled-vae", action="store_true", help="the VAE works in strips; the picture stays the same")
     group.add_argument(
-        "--max-rows", type=int, metavar="N", help="of the edit's batch at a time; the edit stays the same"
+        "--max-rows", type=int, metavar="N", help="of the edit's batch at a time: less memory, same edit"
     )
     group.add_argument("--checkpointing", action="store_true", help="the tuning computes twice what it would keep")
 
@@ -302,7 +302,7 @@ def _load(options: argparse.Namespace) -> "Editor":
 
     savings = Savings(options.on_demand, options.tiled_vae, options.checkpointing, max_rows=options.max_rows)
     model = (options.weights, options.device, options.dtype, options.variant, options.tokenizer)
-    return load(*model, options.memory, savings, options.compile)
+    return load(*model, options.memory, savings, compile=options.compile)
 
 
 def _print_summary(summary: dict) -> None:

@@ -146,8 +146,8 @@ class Editor:
         else:
             start = self.encode(picture)
             clock.lap("encode")
-        unet, max_rows = self._turn("unet"), self.savings.max_rows
-        work = baret.run(unet, start, target, null, settings, pictures, collector, max_rows)
+        unet = self._turn("unet")
+        work = baret.run(unet, start, target, null, settings, pictures, collector, self.savings.max_rows)
         while True:
             try:
                 step = next(work)
@@ -216,7 +216,7 @@ class Editor:
         begin anew where such an unfinished file belongs to something else or is damaged, instead of refusing.
         """
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
-        self._save_memory(picture.size, settings, ())
+        self._save_memory(picture.size, settings, (), edit=False)
         target, null = self.embed(text), self.embed("", empty=True)
         origin = self._origin(picture, fit, text, settings)
         record = resume(Path(file), origin, self.device, restart) if file else None
@@ -252,14 +252,16 @@ class Editor:
         decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
         return to_image(decode(latents.to(vae.quant_conv.weight.dtype)))
 
-    def _save_memory(self, size: tuple[int, int], settings: Settings, pictures: Collection[str]) -> int:
+    def _save_memory(
+        self, size: tuple[int, int], settings: Settings, pictures: Collection[str], edit: bool = True
+    ) -> int:
         """Decides on an edit's savings; the estimate of what it then takes, in bytes. Raises InputError where the limit
         cannot be kept."""
         work = Work(
             config=self.config,
             numbers=self.model.numbers(),
             size=size,
-            rows=max(len(bam.rows_at(step, settings, pictures)) for step in range(settings.steps)),
+            rows=max(len(bam.rows_at(step, settings, pictures)) for step in range(settings.steps)) if edit else 1,
             tuning=settings.inner_steps > 0,
             dtype=self.model.dtype,
             device=self.device,

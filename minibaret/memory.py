@@ -25,7 +25,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "G
 PROCESS = 0.45e9  # bytes on the CPU: Python, PyTorch and its libraries
 COPIES = 0.04  # of the UNet's weights: a convolution's, in the order that it computes in
 ROW = 44  # the UNet, each row, without a gradient
-CARRIED = 4  # for each of its layers, the queries and keys that wait for the edit's rows
+CARRIED = 4  # the queries and keys of each layer that go from one forward to the next, where rows are limited
 TUNED = 37  # the UNet, one row forward and backward, for each of its layers
 CHECKPOINTED, CHECKPOINT = 100, 1.5  # the same with checkpointing: the layer in hand, and what is kept of each
 VAE, TILED_VAE = 12, 5
@@ -40,18 +40,16 @@ class Savings:
     tiled_vae: bool = False
     checkpointing: bool = False  # of target-text inversion: a third more time there
     unet_dtype: torch.dtype | None = None  # None: that of the other networks
-    max_rows: int | None = None  # of the edit's batch at a time
+    max_rows: int | None = None  # of the edit's batch at a time: the processes run one after another
 
     def __post_init__(self) -> None:
-        rows = self.max_rows
-        if rows is not None and not (isinstance(rows, int) and rows > 0):
-            raise InputError(f"max rows must be a whole number, at least 1, got {rows!r}")
+        if self.max_rows is not None and not (isinstance(self.max_rows, int) and self.max_rows > 0):
+            raise InputError(f"max rows must be a whole number, at least 1, got {self.max_rows!r}")
 
     def __str__(self) -> str:
         names = ["networks on demand"] * self.on_demand + ["tiled VAE"] * self.tiled_vae
+        names += [f"rows {self.max_rows} at a time"] * bool(self.max_rows)
         names += ["gradient checkpointing"] * self.checkpointing
-        if self.max_rows:
-            names.append(f"rows in pieces of {self.max_rows}")
         if self.unet_dtype:
             names.append(f"UNet in {str(self.unet_dtype).removeprefix('torch.')}")
         return ", ".join(names) or "none"
@@ -91,9 +89,8 @@ def estimate(work: Work, savings: Savings) -> int:
     latents = pixels // 4 ** (len(vae.channels) - 1)
     layers, number = _layers(unet), dtypes["unet"].itemsize * (HALF if dtypes["unet"].itemsize == 2 else 1)
     tuned = CHECKPOINTED + CHECKPOINT * layers if savings.checkpointing else TUNED * layers
-    rows, carried = work.rows, 0.0
-    if savings.max_rows and savings.max_rows < rows:
-        rows, carried = savings.max_rows, CARRIED * layers
+    rows = min(work.rows, savings.max_rows or work.rows)
+    carried = CARRIED * layers if rows < work.rows else 0
     unet_layers = max(ROW * rows + carried, tuned if work.tuning else 0)
     activations = {
         "text_encoder": 0,
@@ -135,7 +132,9 @@ def _choices(asked: Savings, half: bool) -> Iterator[Savings]:
     dtypes = [None, torch.bfloat16] if half and not asked.unet_dtype else [asked.unet_dtype]
     off_and_on = [[was] if was else [False, True] for was in (asked.checkpointing, asked.tiled_vae, asked.on_demand)]
     rows = [asked.max_rows] if asked.max_rows else [None, 1]
-    for dtype, max_rows, checkpointing, tiled_vae, on_demand in itertools.product(dtypes, rows, *off_and_on):
+    for dtype, checkpointing, max_rows, tiled_vae, on_demand in itertools.product(
+        dtypes, off_and_on[0], rows, *off_and_on[1:]
+    ):
         yield Savings(on_demand, tiled_vae, checkpointing, dtype, max_rows)
 
 

@@ -62,6 +62,15 @@ def test_unet_prints_forwards_and_shares(tmp_path):
     assert any("injection: reconstruction, transition (no text)" in str(name) for name in names)
 
 
+def test_memory_edits_without_a_limit_and_with():
+    done = bench("memory", "--limit", "5G", "--json")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [line["limit"] for line in result["table"]] == [None, 5 * 10**9]
+    for line in result["table"]:
+        assert 10**8 < line["peak_memory"] < 10**9 and line["memory_estimate"] > 10**8 and line["savings"] == "none"
+
+
 TINY = ("--weights", "miniature-random", "--size", "32", "--rounds", "1", "--profile", "--json")
 
 
@@ -140,15 +149,6 @@ def test_without_diffusers_it_is_said(command, tmp_path):
     (tmp_path / "diffusers.py").write_text("raise ImportError")
     done = bench(command, *TINY, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "diffusers, which is not" in done.stderr
-
-
-def test_memory_edits_without_a_limit_and_with():
-    done = bench("memory", "--limit", "5G", "--json")
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert [line["limit"] for line in result["table"]] == [None, 5 * 10**9]
-    for line in result["table"]:
-        assert 10**8 < line["peak_memory"] < 10**9 and line["memory_estimate"] > 10**8 and line["savings"] == "none"
 
 
 @pytest.mark.parametrize(
