@@ -10,7 +10,7 @@ so it is replayed: its rows are there to be looked at, not to be stepped.
 from collections.abc import Collection
 from typing import NamedTuple
 
-from .models.unet import Injection
+from .models.injection import Injection
 from .settings import Settings
 
 RECONSTRUCTION, TRANSITION, EDIT = PROCESSES = ("reconstruction", "transition", "edit")

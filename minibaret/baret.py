@@ -9,6 +9,7 @@ the paper).
 Every stage is a generator: the caller sees each step and stops by not asking for the next.
 """
 
+import dataclasses
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from . import balanced_attention as bam
 from . import transition
 from .inversion import TunedStep, guide, invert, predict, tune_text
 from .maps import AttentionMaps, MapCollector
-from .models.unet import UNet
+from .models.unet import UNet, join_texts
 from .schedule import Schedule
 from .settings import Settings
 
@@ -69,12 +70,14 @@ def run(
     settings: Settings,
     pictures: Collection[str] = (),
     maps: MapCollector | None = None,
+    max_rows: int | None = None,
 ) -> Iterator[Step]:
     """Edits z*[0] towards the target text; the generator's return value is the Record.
 
     latents: (1, 4, h, w) float32; target, null: (1, 77, width) embeddings of the sentence and of the empty text.
     pictures: "transition", where its final latents are wanted beside the edit's. maps: gathers the edit's attention
-    maps, for which all three processes stay in the batch to the end.
+    maps, for which all three processes stay in the batch to the end. max_rows: of one forward of the UNet, as `edit`
+    has it.
     """
     schedule, record = Schedule(settings.steps), Record([latents])
     inversion_text = target if settings.inversion_text == "target" else null
@@ -84,7 +87,7 @@ def run(
     for index, tuned in enumerate(tune_text(unet, record.trajectory, target, null, schedule, settings)):
         record.tuned.append(tuned)
         yield Step(TUNING, index, settings.steps, tuned.latents, tuned.losses[-1], tuned.iterations)
-    for index, latents in enumerate(edit(unet, record, target, null, settings, pictures, maps=maps)):
+    for index, latents in enumerate(edit(unet, record, target, null, settings, pictures, maps=maps, max_rows=max_rows)):
         record.latents = latents
         yield Step(EDITING, index, settings.steps, latents[bam.EDIT])
     record.maps = maps and maps.maps
@@ -101,30 +104,39 @@ def edit(
     pictures: Collection[str] = (),
     rows_at=bam.rows_at,
     maps: MapCollector | None = None,
+    max_rows: int | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Yields the latents of the processes after each step; those of a row that has left the batch stay as they were.
 
     The reconstruction is replayed from `record`, never stepped. rows_at: which rows are in the batch, and when;
-    `balanced_attention.all_rows` is the naive plan that the default one must equal.
+    `balanced_attention.all_rows` is the naive plan that the default one must equal. max_rows: run a step's rows one
+    after another in pieces of at most so many, which takes less memory and gives the same.
     """
     schedule = Schedule(settings.steps)
     latents = dict.fromkeys(bam.PROCESSES, record.trajectory[-1])
     pictures = bam.PROCESSES if maps else pictures
+    text_null, text_target = unet.project_text(null), unet.project_text(target)
     for index, (label, weight) in enumerate(zip(schedule.labels, transition.weights(settings))):
         tuned = record.tuned[index]
-        texts = {
+        embeddings = {
             bam.RECONSTRUCTION: tuned.embedding,
             bam.TRANSITION: transition.interpolate(tuned.embedding, target, weight),
-            bam.EDIT: target,
         }
         rows = rows_at(index, settings, pictures)
-        batch = torch.cat([latents[row.process] for row in rows])
-        context = torch.cat([texts[row.process] if row.conditional else null for row in rows])
-        recorder = maps.recorder(index, rows) if maps else None
-        predicted = predict(unet, batch, label, context, bam.injection(rows, index, settings), recorder)
-        noise = dict(zip(rows, predicted.split(1)))
-        if recorder:
-            maps.keep(index, rows, recorder)
+        needed = embeddings.keys() & {row.process for row in rows}
+        texts = {bam.EDIT: text_target} | {process: unet.project_text(embeddings[process]) for process in needed}
+        plan = bam.injection(rows, index, settings)
+        noise: dict[bam.Row, Tensor] = {}
+        size = max_rows or len(rows)
+        for first in range(0, len(rows), size):
+            piece = rows[first : first + size]
+            batch = torch.cat([latents[row.process] for row in piece])
+            text = join_texts([texts[row.process] if row.conditional else text_null for row in piece])
+            recorder = maps.recorder(index, piece) if maps else None
+            predicted = predict(unet, batch, label, text, dataclasses.replace(plan, first=first), recorder)
+            noise |= zip(piece, predicted.split(1))
+            if recorder:
+                maps.keep(index, piece, recorder)
         stepped = {row.process for row in rows} - {bam.RECONSTRUCTION}
         for process in stepped:
             guided = guide(noise[process, False], noise[process, True], settings.guidance)

@@ -177,11 +177,15 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", type=Path, help="file or folder; without it the miniature that ships")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
+    group.add_argument("--compile", action="store_true", help="torch.compile the UNet; takes minutes before it begins")
     _add_layout(group)
     group = command.add_argument_group("memory")
     group.add_argument("--memory", metavar="LIMIT", help="such as 4G or 900M: takes of what follows what it needs")
     group.add_argument("--on-demand", action="store_true", help="networks are read when needed, and freed after")
     group.add_argument("--tiled-vae", action="store_true", help="the VAE works in strips; the picture stays the same")
+    group.add_argument(
+        "--max-rows", type=int, metavar="N", help="of the edit's batch at a time: less memory, same edit"
+    )
     group.add_argument("--checkpointing", action="store_true", help="the tuning computes twice what it would keep")
 
 
@@ -230,9 +234,9 @@ def _load(options: argparse.Namespace):
     from .editor import load
     from .memory import Savings
 
-    savings = Savings(options.on_demand, options.tiled_vae, options.checkpointing)
+    savings = Savings(options.on_demand, options.tiled_vae, options.checkpointing, max_rows=options.max_rows)
     model = (options.weights, options.device, options.dtype, options.variant, options.tokenizer)
-    return load(*model, options.memory, savings)
+    return load(*model, options.memory, savings, compile=options.compile)
 
 
 def _print_summary(summary: dict) -> None:

@@ -1,6 +1,8 @@
 """`Editor`: a model and what stands around it, from a picture and a sentence to the edited picture."""
 
 import dataclasses
+import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from .settings import Settings
 from .weights import MINIATURE_FOLDER, Model, OnDemandModel, load_model
 
 NO_SAVINGS = Savings()
+
+NARROW = 128  # channels of a UNet below which channels_last convolutions are the faster ones on a CPU
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,9 @@ class Editor:
         with torch.no_grad():
             latents = self.encode(picture)
         clock.lap("encode")
-        work = baret.run(self._turn("unet"), latents, target, null, settings, pictures, collector)
+        work = baret.run(
+            self._turn("unet"), latents, target, null, settings, pictures, collector, self.savings.max_rows
+        )
         while True:
             try:
                 step = next(work)
@@ -216,6 +222,8 @@ class Editor:
         network = getattr(self.model, part)
         if part == "unet":
             network.set_checkpointing(self.savings.checkpointing)
+            if self.device.type == "cpu" and self.config.unet.channels[0] < NARROW:
+                network.to(memory_format=torch.channels_last)
         return network
 
     def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
@@ -256,6 +264,9 @@ def load(
     tokenizer: str | Path | None = None,
     memory_limit: str | int | None = None,
     savings: Savings = NO_SAVINGS,
+    *,
+    max_rows: int | None = None,
+    compile: bool = False,
 ) -> Editor:
     """An editor on the weights at a path, or on the miniature that ships with the package.
 
@@ -263,7 +274,9 @@ def load(
     where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or
     "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
     folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or bytes; savings:
-    ways to need less memory that are taken in any case. Raises InputError where something is not what it should be.
+    ways to need less memory that are taken in any case; max_rows: one of those, how many rows of the edit's batch run
+    at a time; compile: have torch.compile translate the UNet, which takes minutes before the first steps. Raises
+    InputError where something is not what it should be.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -278,8 +291,14 @@ def load(
         dtype = "float16" if place.type == "cuda" else "float32"
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
+    compiler = os.environ.get("CXX", "g++")
+    if compile and place.type == "cpu" and shutil.which(compiler) is None:
+        raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
     limit = None if memory_limit is None else parse_limit(memory_limit)
+    savings = savings if max_rows is None else dataclasses.replace(savings, max_rows=max_rows)
     read = OnDemandModel if savings.on_demand or limit is not None else load_model
     kind, vocabulary = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
     model = read(Path(weights or MINIATURE_FOLDER), place, kind, variant, vocabulary)
+    if compile:
+        model.unet.compile(dynamic=False)
     return Editor(model, savings, limit, kind if fixed else None)

@@ -1,16 +1,18 @@
 """DDIM inversion, and target-text inversion (BARET Eq. 1, 2, Algorithm 1): the picture's way back to noise, and the
 text embeddings that bring it home again."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .models.unet import UNet
+from .models.unet import Text, UNet
 from .schedule import Schedule
 from .settings import Settings
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, its authors' own
 
 
 @torch.no_grad()
@@ -19,8 +21,9 @@ def invert(unet: UNet, latents: Tensor, context: Tensor, schedule: Schedule) -> 
 
     latents: z*[0], (1, 4, h, w); context: (1, 77, width).
     """
+    text = unet.project_text(context)
     for label in reversed(schedule.labels):
-        noise = predict(unet, latents, label, context)
+        noise = predict(unet, latents, label, text)
         latents = schedule.inverse_step(latents, noise, label)
         yield latents
 
@@ -29,7 +32,7 @@ def invert(unet: UNet, latents: Tensor, context: Tensor, schedule: Schedule) -> 
 class TunedStep:
     """What target-text inversion found at one time step."""
 
-    embedding: Tensor  # E[i], (1, 77, width)
+    embedding: Tensor  # E[i], (1, 77, width), float32
     latents: Tensor  # Z_rec[i + 1], where the tuned embedding leads: (1, 4, h, w)
     losses: tuple[float, ...]  # before the first Adam step, and after each
 
@@ -44,51 +47,75 @@ def tune_text(
     """Tunes the target text's embedding, time step by time step, so that guided sampling retraces the trajectory.
 
     trajectory: z*[0] … z*[T]; target, null: (1, 77, width). Yields T steps, noisiest first. The networks' weights are
-    left alone: only the embedding has a gradient.
+    left alone: only the embedding has a gradient, and is float32 whatever the networks' dtype.
     """
-    latents, embedding = trajectory[-1], target
+    latents, embedding = trajectory[-1], target.float()
     first, raise_by = settings.tolerance
+    with torch.no_grad():
+        text_null = unet.project_text(null)
     for index, label in enumerate(schedule.labels):
-        goal = trajectory[-2 - index]
         with torch.no_grad():
-            noise_null = predict(unet, latents, label, null)
+            noise_null = predict(unet, latents, label, text_null)
 
         def retrace(text: Tensor, latents=latents, label=label, noise_null=noise_null) -> Tensor:
             noise = guide(noise_null, predict(unet, latents, label, text), settings.guidance)
             return schedule.step(latents, noise, label)
 
-        threshold = first + index * raise_by
-        embedding = embedding.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([embedding], lr=settings.learning_rate)
-        losses: list[float] = []
-        while True:
-            last = len(losses) == settings.inner_steps
-            with torch.set_grad_enabled(not last):
-                moved = retrace(embedding)
-                loss = F.mse_loss(moved, goal)
-            losses.append(loss.item())
-            if last or losses[-1] < threshold:
-                break
-            optimizer.zero_grad()
-            scale = _loss_scale(unet, losses[-1], goal.numel())
-            (loss * scale).backward()
-            embedding.grad /= scale
-            optimizer.step()
-        latents, embedding = moved.detach(), embedding.detach()
-        yield TunedStep(embedding, latents, tuple(losses))
+        with no_tf32():
+            step = _tune(retrace, embedding, trajectory[-2 - index], first + index * raise_by, settings)
+        latents, embedding = step.latents, step.embedding
+        yield step
 
 
-def _loss_scale(unet: UNet, loss: float, count: int) -> float:
-    """What to multiply a mean squared error of `count` numbers with before the backward pass: in float16 its gradient
-    would underflow, so there the gradient of the numbers is brought to a root mean square of 1."""
-    return count / (2 * loss**0.5) if unet.conv_in.weight.dtype == torch.float16 and loss > 0 else 1.0
+def _tune(
+    retrace: Callable[[Tensor], Tensor], embedding: Tensor, goal: Tensor, threshold: float, settings: Settings
+) -> TunedStep:
+    """Adam (Kingma and Ba 2015) on the embedding until `retrace` leads near enough to the goal."""
+    embedding = embedding.detach().clone().requires_grad_()
+    mean, square = torch.zeros_like(embedding), torch.zeros_like(embedding)  # of the gradient, running
+    losses: list[float] = []
+    while True:
+        last = len(losses) == settings.inner_steps
+        with torch.set_grad_enabled(not last):
+            moved = retrace(embedding)
+            error = (moved - goal).square().sum()
+        losses.append(error.item() / goal.numel())  # the one time that the CPU waits for a GPU
+        if last or losses[-1] < threshold:
+            return TunedStep(embedding.detach(), moved.detach(), tuple(losses))
+        # of the sum, not of the mean: that one's gradient would vanish in float16
+        gradient = torch.autograd.grad(error, embedding)[0] / goal.numel()
+        with torch.no_grad():
+            mean.lerp_(gradient, 1 - BETAS[0])
+            square.lerp_(gradient.square(), 1 - BETAS[1])
+            count = len(losses)
+            deviation = (square / (1 - BETAS[1] ** count)).sqrt() + EPSILON
+            embedding -= settings.learning_rate / (1 - BETAS[0] ** count) * mean / deviation
 
 
-def predict(unet: UNet, latents: Tensor, label: int, context: Tensor, *more) -> Tensor:
-    """The UNet's noise in float32; latents and embeddings stay float32 whatever the networks' dtype.
+@contextlib.contextmanager
+def no_tf32() -> Iterator[None]:
+    """Float32 products on a GPU keep all their bits; what was chosen before is chosen again afterwards."""
+    switches = []
+    for backend, newer in ((torch.backends.cuda.matmul, "matmul"), (torch.backends.cudnn, "conv")):
+        try:
+            switches.append((backend, "allow_tf32", backend.allow_tf32, False))
+        except RuntimeError:  # PyTorch 2.9 has another switch, and refuses to mix them
+            backend = getattr(backend, newer, backend)
+            switches.append((backend, "fp32_precision", backend.fp32_precision, "ieee"))
+    try:
+        for backend, name, _, off in switches:
+            setattr(backend, name, off)
+        yield
+    finally:
+        for backend, name, before, _ in switches:
+            setattr(backend, name, before)
+
+
+def predict(unet: UNet, latents: Tensor, label: int, text: Tensor | Text, *more) -> Tensor:
+    """The UNet's noise in float32; latents stay float32 between steps whatever the networks' dtype.
     more: the UNet's injection and record."""
-    timestep, dtype = torch.tensor(label, device=latents.device), unet.conv_in.weight.dtype
-    return unet(latents.to(dtype), timestep, context.to(dtype), *more).float()
+    timestep = torch.full((), label, device=latents.device)  # filled there: a copy would wait
+    return unet(latents.to(unet.dtype), timestep, text, *more).float()
 
 
 def guide(noise_null: Tensor, noise_text: Tensor, guidance: float) -> Tensor:

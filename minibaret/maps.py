@@ -49,8 +49,9 @@ class MapCollector:
         self.maps, self.words, self.grid = AttentionMaps(request), words, grid
 
     def recorder(self, step: int, rows: tuple[bam.Row, ...]) -> MapRecorder | None:
+        """For the rows of one forward; None where nothing of it is asked for."""
         request = self.maps.request
-        if request.steps is not None and step not in request.steps:
+        if (request.steps is not None and step not in request.steps) or not self._looked_at(rows):
             return None
         return MapRecorder(
             [rows.index(row) for row in self._looked_at(rows)],
@@ -65,16 +66,18 @@ class MapCollector:
         if self.words:
             pieces = recorder.cross.cpu().split([len(tokens) for tokens in self.words], dim=1)
             maps = torch.stack([piece.mean(1) for piece in pieces], dim=1)  # [processes, words, h, w]
-            self.maps.words[step] = self._by_process(processes, maps)
+            self._add(self.maps.words, step, processes, maps)
         if self.maps.request.points:
-            self.maps.points[step] = self._by_process(processes, recorder.itself.cpu())
+            self._add(self.maps.points, step, processes, recorder.itself.cpu())
 
     def _looked_at(self, rows: tuple[bam.Row, ...]) -> list[bam.Row]:
         return [row for row in (bam.Row(process, True) for process in bam.PROCESSES) if row in rows]
 
-    def _by_process(self, processes: list[str], maps: Tensor) -> dict[str, Tensor]:
-        found = dict(zip(processes, maps))
-        return {bam.TRANSITION: found[bam.RECONSTRUCTION], **found}  # in a rigid edit they are one
+    def _add(self, found: dict[int, dict[str, Tensor]], step: int, processes: list[str], maps: Tensor) -> None:
+        of_step = found.setdefault(step, {})
+        of_step |= zip(processes, maps)
+        if bam.RECONSTRUCTION in of_step:
+            of_step.setdefault(bam.TRANSITION, of_step[bam.RECONSTRUCTION])  # in a rigid edit they are one
 
 
 def find_words(words: tuple[str, ...], text: str, tokenizer: ClipTokenizer) -> list[list[int]]:

@@ -81,6 +81,7 @@ def test_any_size_is_brought_to_the_models(tmp_path, shape):
         (["", "a dog", "--width", "100"], "width and height must be multiples of 32 pixels, got 100×128"),
         (["", "a dog", "--device", "tpu9"], "device must be auto, cpu, cuda or cuda:N, got 'tpu9'"),
         (["", "a dog", "--dtype", "int8"], "dtype must be auto, float32, float16 or bfloat16, got 'int8'"),
+        (["", "a dog", "--max-rows", "0"], "max rows must be a whole number, at least 1, got 0"),
         (["", "a dog", "--weights", "nowhere"], "nowhere"),
         (["", "a dog", "-o", "edited.txt"], "must end in .png"),
         (["", "a dog", "-o", "no/such/folder.png"], "there is no folder"),

@@ -11,9 +11,9 @@ from minibaret import balanced_attention as bam
 from minibaret import baret
 from minibaret.errors import InputError
 from minibaret.maps import MapCollector, MapRequest, check_request, find_words
+from minibaret.models.injection import Injection
 from minibaret.models.recorder import MapRecorder
 from minibaret.models.tokenizer import ClipTokenizer
-from minibaret.models.unet import Injection
 from minibaret.settings import Settings
 from minibaret.sheet import heat
 
@@ -42,8 +42,9 @@ def softmax_maps(unet, latents, context):
     for handle in handles:
         handle.remove()
     found = []
-    for site, (x, context, *_) in seen:
-        q, k = site.to_q(x).unflatten(-1, (2, 8)), site.to_k(context).unflatten(-1, (2, 8))
+    for site, (x, text, *_) in seen:
+        q = site.to_q(x).unflatten(-1, (2, 8))
+        k = site.to_k(x).unflatten(-1, (2, 8)) if text is None else text[0]
         found.append((torch.einsum("bnhd,bmhd->bhnm", q, k) / 8**0.5).softmax(-1).mean(1))
     return found
 
@@ -59,7 +60,7 @@ def test_a_recorder_sees_the_maps_that_attention_uses(unet):
     assert torch.allclose(first.itself.sum((-1, -2)), torch.ones(2, 1), atol=1e-5)
     alone = MapRecorder([2, 0], [4, 1], [(3, 5)], (8, 8))
     features = unet.down_blocks[0].resnets[0](unet.conv_in(latents), unet.time_embedding(torch.tensor([7.0]).expand(3)))
-    unet.down_blocks[0].attentions[0](features, context, Injection(), alone)
+    unet.down_blocks[0].attentions[0](features, unet.project_text(context)[0], (None, None), alone)
     assert torch.allclose(alone.cross, cross[[2, 0]][..., [4, 1]].mT.unflatten(-1, (8, 8)), atol=1e-6)
     assert torch.allclose(alone.itself, itself[[2, 0], 3 * 8 + 5].view(2, 1, 8, 8), atol=1e-6)
     assert block.attn1.heads == 2

@@ -204,12 +204,12 @@ def test_released_pages_leave_the_resident_set_and_come_back(tmp_path):
 def test_savings_leave_the_edit_as_it_was(editor):
     settings = editor.settings(steps=2, inner_steps=1)
     plain = editor.edit(dog(128, 128), TEXT, settings)
-    saving = minibaret.load(savings=Savings(on_demand=True, tiled_vae=True, checkpointing=True))
+    saving = minibaret.load(savings=Savings(on_demand=True, tiled_vae=True, checkpointing=True, max_rows=2))
     for _ in range(2):  # the second finds everything freed
         result = saving.edit(dog(128, 128), TEXT, settings)
         assert (to_pixels(result.image) - to_pixels(plain.image)).abs().max() * 127.5 <= 2
         assert saving.model._here == {"vae"}
-    assert str(result.savings) == "networks on demand, tiled VAE, gradient checkpointing"
+    assert str(result.savings) == "networks on demand, tiled VAE, rows 2 at a time, gradient checkpointing"
 
 
 # The limit
@@ -243,7 +243,7 @@ def test_the_plan_takes_what_is_needed_and_nothing_else():
             break
         assert estimate(WORK, savings) < previous
         previous = estimate(WORK, savings)
-    assert savings.on_demand and savings.unet_dtype == torch.bfloat16
+    assert savings.on_demand and savings.unet_dtype == torch.bfloat16 and savings.max_rows == 1
     assert plan(4 * 10**9, WORK, Savings(), True) == Savings(on_demand=True, unet_dtype=torch.bfloat16)
     asked = Savings(tiled_vae=True)
     assert plan(10**11, WORK, asked, True) == asked
@@ -263,6 +263,7 @@ def test_every_saving_lowers_the_estimate_where_it_applies():
     assert alone < estimate(WORK, Savings())
     one_row = dataclasses.replace(WORK, rows=1)
     assert estimate(one_row, dataclasses.replace(on_demand, checkpointing=True)) < estimate(one_row, on_demand)
+    assert estimate(WORK, Savings(True, False, True, max_rows=1)) < estimate(WORK, Savings(True, False, True))
     large = dataclasses.replace(WORK, size=(1536, 1536), tuning=False, rows=1)
     assert estimate(large, dataclasses.replace(on_demand, tiled_vae=True)) < estimate(large, on_demand)
     assert estimate(WORK, dataclasses.replace(on_demand, unet_dtype=torch.bfloat16)) < alone

@@ -9,7 +9,7 @@ from minibaret import balanced_attention as bam
 from minibaret import baret, transition
 from minibaret.inversion import TunedStep, guide, invert, predict, tune_text
 from minibaret.models import unet as unet_module
-from minibaret.models.unet import Injection
+from minibaret.models.injection import Injection
 from minibaret.schedule import Schedule
 from minibaret.settings import Settings
 

@@ -13,7 +13,8 @@ from torch.profiler import record_function
 from .. import balanced_attention as bam
 from ..errors import InputError
 from ..models.configs import MINIATURE, SD15, ModelConfig
-from ..models.unet import NO_INJECTION, Attention, UNet
+from ..models.injection import NO_INJECTION
+from ..models.unet import Attention, UNet
 from ..settings import Settings
 from ..weights import MINIATURE_FOLDER, load_model
 from .common import card, finish, in_turns, milliseconds, peak_bytes, ratio, spread, synchronize, trace
@@ -42,8 +43,8 @@ def bench_unet(options: argparse.Namespace) -> None:
         torch.manual_seed(0)
         make = {"device": options.device, "dtype": options.dtype}
         latents = torch.randn(len(rows), config.unet.latent_channels, side, side, **make)
-        context = torch.randn(len(rows), TEXT, config.unet.context_width, **make)
-        return lambda: unet(latents, torch.tensor(501, device=options.device), context, injection)
+        text = unet.project_text(torch.randn(len(rows), TEXT, config.unet.context_width, **make))
+        return lambda: unet(latents, torch.tensor(501, device=options.device), text, injection)
 
     runs = {name: forward(*batch) for name, batch in batches.items()}
     times = in_turns(runs, options.rounds, options.device)
@@ -118,8 +119,8 @@ def site_shares(unet: UNet, run: Callable[[], object], device: torch.device) -> 
 
     def leave(site: Attention, inputs: tuple, _) -> None:
         synchronize(device)
-        x, context = inputs[:2]
-        name = f"{'self' if context is x else 'cross'}-{x.shape[1]}"
+        x, text = inputs[:2]
+        name = f"{'self' if text is None else 'cross'}-{x.shape[1]}"
         spent[name] = spent.get(name, 0.0) + time.perf_counter() - begun.pop()
 
     for site in attention_sites(unet).values():

@@ -6,7 +6,6 @@ Modules carry diffusers' names. Every spatial transformer has a self-attention s
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..kernels import attention
 from .configs import UNetConfig
+from .injection import NO_INJECTION, Injection, Share, take_rows
 from .layers import Downsample, ResnetBlock, Upsample
 from .recorder import MapRecorder
 
-
-@dataclass(frozen=True)
-class Injection:
-    """Row b's attention maps come from row source[b]; None is plain attention. The values are always the row's own."""
-
-    self_source: tuple[int, ...] | None = None
-    cross_source: tuple[int, ...] | None = None
-
-
-NO_INJECTION = Injection()
+KeysValues = tuple[Tensor, Tensor]  # of a text at one cross-attention site, [B, 77, H, D] each
+Text = list[KeysValues]  # of a text at every cross-attention site, in the order of the forward
+Shares = tuple[Share | None, Share | None]  # of the self- and of the cross-attention
 
 
 class UNet(nn.Module):
@@ -73,30 +66,50 @@ class UNet(nn.Module):
         self,
         latents: Tensor,
         timesteps: Tensor,
-        context: Tensor,
+        text: Tensor | Text,
         injection: Injection = NO_INJECTION,
         record: MapRecorder | None = None,
     ) -> Tensor:
-        """latents (B, 4, H/8, W/8), timesteps (B,) or (), context (B, 77, width) → predicted noise, shaped as the
-        latents. record: writes down attention maps, where somebody wants to see them."""
+        """latents (B, 4, H/8, W/8), timesteps (B,) or (), text: embeddings (B, 77, width) or what `project_text` made
+        of them → predicted noise, shaped as the latents. record: writes down attention maps, where somebody wants to
+        see them."""
+        texts = iter(self.project_text(text) if isinstance(text, Tensor) else text)
+        shares = injection.shares(latents.shape[0])
         time = self.time_embedding(timesteps.expand(latents.shape[0]))  # [B, 4C]
         x = self.conv_in(latents)
         skips = [x]
         for block in self.down_blocks:
             for layer in range(len(block.resnets)):
-                x = block.layer(layer, x, time, context, injection, record)
+                x = block.layer(layer, x, time, next(texts) if block.attends else None, shares, record)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
                 x = block.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block.layer(0, x, time, context, injection, record)
+        x = self.mid_block.layer(0, x, time, next(texts), shares, record)
         x = self.mid_block.resnets[1](x, time)
         for block in self.up_blocks:
             for layer in range(len(block.resnets)):
-                x = block.layer(layer, torch.cat([x, skips.pop()], dim=1), time, context, injection, record)
+                x = torch.cat([x, skips.pop()], dim=1)
+                x = block.layer(layer, x, time, next(texts) if block.attends else None, shares, record)
             if hasattr(block, "upsamplers"):
                 x = block.upsamplers[0](x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def project_text(self, context: Tensor) -> Text:
+        """Embeddings (B, 77, width) → the keys and values of every cross-attention site. They do not depend on latents
+        or time step, so a text that stays the same is projected once."""
+        blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
+        transformers = [transformer for block in blocks if block.attends for transformer in block.attentions]
+        return [transformer.transformer_blocks[0].attn2.project(context.to(self.dtype)) for transformer in transformers]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv_in.weight.dtype
+
+
+def join_texts(texts: Sequence[Text]) -> Text:
+    """Projected texts as the rows of one batch."""
+    return [tuple(torch.cat(rows) for rows in zip(*site)) for site in zip(*texts)]
 
 
 class Block(nn.Module):
@@ -107,14 +120,14 @@ class Block(nn.Module):
 
     def __init__(self, config: UNetConfig, time_width: int, transformers: bool):
         super().__init__()
-        self.config, self.time_width = config, time_width
+        self.config, self.time_width, self.attends = config, time_width, transformers
         self.resnets = nn.ModuleList()
         if transformers:
             self.attentions = nn.ModuleList()
 
     def append(self, width_in: int, width_out: int) -> None:
         self.resnets.append(ResnetBlock(width_in, width_out, self.config.groups, 1e-5, self.time_width))
-        if hasattr(self, "attentions"):
+        if self.attends:
             self.attentions.append(SpatialTransformer(width_out, self.config))
 
     def layer(self, *arguments) -> Tensor:
@@ -123,10 +136,10 @@ class Block(nn.Module):
         return self._layer(*arguments)
 
     def _layer(
-        self, index: int, x: Tensor, time: Tensor, context: Tensor, injection: Injection, record: MapRecorder | None
+        self, index: int, x: Tensor, time: Tensor, text: KeysValues | None, shares: Shares, record: MapRecorder | None
     ) -> Tensor:
         x = self.resnets[index](x, time)
-        return self.attentions[index](x, context, injection, record) if hasattr(self, "attentions") else x
+        return self.attentions[index](x, text, shares, record) if self.attends else x
 
 
 class TimeEmbedding(nn.Module):
@@ -156,11 +169,11 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, config)])
         self.proj_out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Tensor, injection: Injection, record: MapRecorder | None) -> Tensor:
+    def forward(self, x: Tensor, text: KeysValues, shares: Shares, record: MapRecorder | None) -> Tensor:
         batch, width, height, _ = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, -1, width)  # [B, HW, C], no copy when channels_last
         tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
-        tokens = self.transformer_blocks[0](tokens, context, injection, record)
+        tokens = self.transformer_blocks[0](tokens, text, shares, record)
         tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
         return x + tokens.view(batch, height, -1, width).permute(0, 3, 1, 2)
 
@@ -175,16 +188,16 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor, injection: Injection, record: MapRecorder | None) -> Tensor:
-        h = self.norm1(x)
-        x = x + self.attn1(h, h, injection.self_source, record and record.self_site)
-        x = x + self.attn2(self.norm2(x), context, injection.cross_source, record and record.cross_site)
+    def forward(self, x: Tensor, text: KeysValues, shares: Shares, record: MapRecorder | None) -> Tensor:
+        itself, cross = shares
+        x = x + self.attn1(self.norm1(x), None, itself, record and record.self_site)
+        x = x + self.attn2(self.norm2(x), text, cross, record and record.cross_site)
         return x + self.ff(self.norm3(x))
 
 
 class Attention(nn.Module):
-    """Multi-head attention from x to context; with a source, only the rows that are some row's source project Q and
-    K. record(q, k, source), if given, is called with what the maps come from."""
+    """Multi-head attention from x to a text, or to x itself where there is none. With a share, only the rows whose maps
+    are taken project queries and keys. record(q, k, source), if given, is called with what the maps come from."""
 
     def __init__(self, width: int, context_width: int, heads: int):
         super().__init__()
@@ -197,20 +210,25 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        context: Tensor,
-        source: Sequence[int] | None = None,
+        text: KeysValues | None = None,
+        share: Share | None = None,
         record: Callable[[Tensor, Tensor, Sequence[int] | None], None] | None = None,
     ) -> Tensor:
-        v = self._split(self.to_v(context))
-        if source is not None:
-            rows = sorted(set(source))
-            source = [rows.index(row) for row in source]
-            prefix = rows == list(range(len(rows)))
-            x, context = (y[: len(rows)] if prefix else y[rows] for y in (x, context))
-        q, k = self._split(self.to_q(x)), self._split(self.to_k(context))
+        mapped = x if share is None else take_rows(x, share.project)
+        q = self._split(self.to_q(mapped))
+        if text is None:
+            k, v = self._split(self.to_k(mapped)), self._split(self.to_v(x))
+        else:
+            k, v = text if share is None else (take_rows(text[0], share.project), text[1])
+        if share is not None:
+            q, k = share.exchange(self, q, k)
+        source = share and share.source
         if record is not None:
             record(q, k, source)
         return self.to_out[0](attention(q, k, v, source).flatten(2))
+
+    def project(self, context: Tensor) -> KeysValues:
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))  # [B, N, H, D]

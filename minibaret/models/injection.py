@@ -1,0 +1,78 @@
+"""Whose attention maps the rows of a forward take, where they are not their own.
+
+A map is a row's queries and keys, so these are what is shared: within a batch, and from one forward to the next where
+the rows of a step run one after another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Row b's attention maps come from row source[b]; None is plain attention. The values are always the row's own.
+
+    first: where the batch is a piece of the rows that the sources speak of, the place of its first row among them. Rows
+    run after those that they take their maps from. carry: what the pieces hand on, empty before the first.
+    """
+
+    self_source: tuple[int, ...] | None = None
+    cross_source: tuple[int, ...] | None = None
+    first: int = 0
+    carry: "Carry" = field(default_factory=dict, compare=False)
+
+    def shares(self, rows: int) -> tuple["Share | None", "Share | None"]:
+        """Of the self- and of the cross-attention, for the `rows` rows from the first."""
+        sources = (self.self_source, self.cross_source)
+        return tuple(source and Share.of(source, self.first, self.first + rows, self.carry) for source in sources)
+
+
+NO_INJECTION = Injection()
+Carry = dict[nn.Module, tuple[Tensor, Tensor]]  # queries and keys, by the site whose they are
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the rows of one forward do at every site of a kind: some project queries and keys; these, after those that
+    earlier forwards left, are the maps to choose from; each row takes one; some are left for the next forward."""
+
+    project: tuple[int, ...]  # rows of the batch
+    source: tuple[int, ...]  # for each row of the batch, which of the maps
+    keep: tuple[int, ...]  # which of the maps
+    carry: Carry = field(compare=False)
+
+    @classmethod
+    def of(cls, source: tuple[int, ...], first: int, end: int, carry: Carry) -> "Share":
+        """For rows first … end - 1 of all those that `source` speaks of."""
+        taken = sorted(set(source[first:]))  # by these rows and later ones
+        maps = [row for row in taken if row < end]
+        later = set(source[end:])
+        return cls(
+            project=tuple(row - first for row in maps if row >= first),
+            source=tuple(maps.index(row) for row in source[first:end]),
+            keep=tuple(index for index, row in enumerate(maps) if row in later),
+            carry=carry,
+        )
+
+    def exchange(self, site: nn.Module, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows' own queries and keys → all maps to choose from; those of later use go into the carry."""
+        if site in self.carry:
+            q, k = (torch.cat(pair) for pair in zip(self.carry.pop(site), (q, k)))
+        if self.keep:
+            self.carry[site] = gather_rows(q, self.keep), gather_rows(k, self.keep)
+        return q, k
+
+
+def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """x[rows], as a view where the rows are a run."""
+    first = rows[0] if rows else 0
+    run = tuple(rows) == tuple(range(first, first + len(rows)))
+    return x[first : first + len(rows)] if run else gather_rows(x, rows)
+
+
+def gather_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """x[rows] as a copy, made without the index tensor that a GPU would be waited for to get."""
+    return torch.cat([x[row : row + 1] for row in rows])
