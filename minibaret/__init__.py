@@ -8,7 +8,8 @@ result.image.save("edited.png")
 
 from .editor import Editor, Result, load
 from .errors import InputError
+from .inversion_file import Inversion, load_inversion
 from .memory import Savings
 from .settings import Settings
 
-__all__ = ["Editor", "InputError", "Result", "Savings", "Settings", "load"]
+__all__ = ["Editor", "InputError", "Inversion", "Result", "Savings", "Settings", "load", "load_inversion"]

@@ -64,7 +64,7 @@ class Record:
 
 def run(
     unet: UNet,
-    latents: Tensor,
+    start: Tensor | Record,
     target: Tensor,
     null: Tensor,
     settings: Settings,
@@ -74,24 +74,32 @@ def run(
 ) -> Iterator[Step]:
     """Edits z*[0] towards the target text; the generator's return value is the Record.
 
-    latents: (1, 4, h, w) float32; target, null: (1, 77, width) embeddings of the sentence and of the empty text.
-    pictures: "transition", where its final latents are wanted beside the edit's. maps: gathers the edit's attention
-    maps, for which all three processes stay in the batch to the end. max_rows: of one forward of the UNet, as `edit`
-    has it.
+    start: z*[0], (1, 4, h, w) float32, or what an earlier run has found of trajectory and tuned text, to go on from;
+    target, null: (1, 77, width) embeddings of the sentence and of the empty text. pictures: "transition", where its
+    final latents are wanted beside the edit's. maps: gathers the edit's attention maps, for which all three processes
+    stay in the batch to the end. max_rows: of one forward of the UNet, as `edit` has it.
     """
-    schedule, record = Schedule(settings.steps), Record([latents])
-    inversion_text = target if settings.inversion_text == "target" else null
-    for index, noisier in enumerate(invert(unet, latents, inversion_text, schedule)):
-        record.trajectory.append(noisier)
-        yield Step(INVERSION, index, settings.steps, noisier)
-    for index, tuned in enumerate(tune_text(unet, record.trajectory, target, null, schedule, settings)):
-        record.tuned.append(tuned)
-        yield Step(TUNING, index, settings.steps, tuned.latents, tuned.losses[-1], tuned.iterations)
+    record = start if isinstance(start, Record) else Record([start])
+    yield from invert_and_tune(unet, record, target, null, settings)
     for index, latents in enumerate(edit(unet, record, target, null, settings, pictures, maps=maps, max_rows=max_rows)):
         record.latents = latents
         yield Step(EDITING, index, settings.steps, latents[bam.EDIT])
     record.maps = maps and maps.maps
     return record
+
+
+def invert_and_tune(unet: UNet, record: Record, target: Tensor, null: Tensor, settings: Settings) -> Iterator[Step]:
+    """The first two stages: fills the record's trajectory and tuned text, after the steps that it has already."""
+    schedule, steps = Schedule(settings.steps), settings.steps
+    inversion_text = target if settings.inversion_text == "target" else null
+    done = len(record.trajectory) - 1
+    for index, noisier in enumerate(invert(unet, record.trajectory[-1], inversion_text, schedule, done), start=done):
+        record.trajectory.append(noisier)
+        yield Step(INVERSION, index, steps, noisier)
+    work = tune_text(unet, record.trajectory, target, null, schedule, settings, tuple(record.tuned))
+    for index, tuned in enumerate(work, start=len(record.tuned)):
+        record.tuned.append(tuned)
+        yield Step(TUNING, index, steps, tuned.latents, tuned.losses[-1], tuned.iterations)
 
 
 @torch.no_grad()

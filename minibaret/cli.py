@@ -1,12 +1,18 @@
-"""The command line: `minibaret edit`, `maps`, `evaluate`, `inspect`. Bad input is one sentence and exit code 2."""
+"""The command line: `minibaret edit`, `invert`, `maps`, `evaluate`, `inspect`.
+
+Bad input is one sentence and exit code 2."""
 
 import argparse
 import json
 import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .editor import Editor
 
 PROG = "minibaret"
 # The same names as in miniature/tasks.py and distortions.py, which are not imported for a --help.
@@ -21,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{PROG}: stopped; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{PROG}: stopped; {stop or 'nothing was written'}", file=sys.stderr)
         return 130
     return 0
 
@@ -37,19 +43,48 @@ def edit(options: argparse.Namespace) -> None:
         raise InputError(f"--output and --sheet must be two files, got {options.output} for both")
     for path in outputs:
         check_writable(path, options.force)
-    editor = _load(options)
-    settings = editor.settings(**_chosen(options))
-    size = (options.width or editor.config.image_size, options.height or editor.config.image_size)
+    editor, arguments = _prepare(options)
     pictures = ("transition",) if options.sheet else ()
     with ProgressBars() as bars:
-        result = editor.edit(
-            options.image, options.text, settings, size=size, fit=options.fit, pictures=pictures, watch=bars
-        )
+        result = editor.edit(options.image, options.text, **arguments, pictures=pictures, watch=bars)
     write_image(result.image, options.output)
     if options.sheet:
         write_image(edit_sheet(result, options.text), options.sheet)
     summary = {**result.summary(), "output": str(options.output)}
     _print_summary(summary)
+    if arguments["inversion"]:
+        if "target-text inversion" not in result.seconds:
+            gave = "the trajectory and the tuned text"
+        elif arguments["inversion"].finished:
+            gave = "the trajectory; the text was tuned anew"
+        else:
+            gave = "the steps it had; the others were done now"
+        print(f"{options.inversion_file} gave {gave}")
+    if options.json:
+        print(json.dumps(summary))
+
+
+def invert(options: argparse.Namespace) -> None:
+    from .files import check_place
+    from .inversion_file import check_name, unfinished_path
+    from .progress import ProgressBars
+
+    check_name(options.output)
+    check_place(options.output, options.force)
+    editor, arguments = _prepare(options)
+    arguments |= {"file": options.output, "restart": options.force}
+    try:
+        with ProgressBars() as bars:
+            inversion = editor.invert(options.image, options.text, **arguments, watch=bars)
+    except KeyboardInterrupt:
+        unfinished = unfinished_path(options.output)
+        if not unfinished.exists():
+            raise
+        said = f"what was done is in {unfinished}; run the same command again to go on"
+        raise KeyboardInterrupt(said) from None
+    summary = {**inversion.summary(), "output": str(options.output)}
+    iterations = f"inner iterations {summary['inner_iterations']} of {summary['inner_iterations_allowed']}"
+    print(f"{options.output}: {iterations}, last loss {summary['last_loss']:.1e}")
     if options.json:
         print(json.dumps(summary))
 
@@ -61,15 +96,11 @@ def maps(options: argparse.Namespace) -> None:
     from .sheet import maps_sheet
 
     check_writable(options.output, options.force)
-    editor = _load(options)
-    settings = editor.settings(**_chosen(options))
-    size = (options.width or editor.config.image_size, options.height or editor.config.image_size)
+    editor, arguments = _prepare(options)
     words = tuple(options.words or dict.fromkeys(options.text.split()))
     record = MapRequest(words, steps=None if options.at_step is None else [options.at_step], levels=options.levels)
     with ProgressBars() as bars:
-        result = editor.edit(
-            options.image, options.text, settings, size=size, fit=options.fit, record=record, watch=bars
-        )
+        result = editor.edit(options.image, options.text, **arguments, record=record, watch=bars)
     write_image(maps_sheet(result, options.text, options.at_step), options.output)
     print(f"{options.output}: where {', '.join(words)} are looked at")
 
@@ -114,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("edit", help="edit one picture", description="Edit one picture towards a text.")
     _add_picture(command, "edited.png")
+    _add_inversion_file(command, "what `minibaret invert` wrote for this picture and text: only the edit stage runs")
     command.add_argument("--sheet", type=Path, help="also write input, reconstruction, transition, edit side by side")
     command.add_argument("--json", action="store_true", help="print the summary as one JSON line last")
     _add_model(command)
@@ -121,11 +153,25 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=edit)
 
     command = commands.add_parser(
+        "invert",
+        help="do the slow part of edits of one picture, once",
+        description="Invert a picture and tune the text for it; `minibaret edit --inversion-file` edits from there. "
+        "When it was interrupted, the same command goes on where it was.",
+    )
+    _add_picture(command, "inversion.safetensors")
+    _add_inversion_file(command, "another inversion of this picture, whose trajectory is taken; only the text is tuned")
+    command.add_argument("--json", action="store_true", help="print the summary as one JSON line last")
+    _add_model(command)
+    _add_settings(command, edit=False)
+    command.set_defaults(run=invert)
+
+    command = commands.add_parser(
         "maps",
         help="edit one picture and draw where its attention looks",
         description="Draw the cross-attention of words in reconstruction, transition and edit (the paper's Figure 3).",
     )
     _add_picture(command, "maps.png")
+    _add_inversion_file(command, "what `minibaret invert` wrote for this picture and text: only the edit stage runs")
     command.add_argument("--words", nargs="+", metavar="WORD", help="words of the text; all of them if not given")
     command.add_argument("--at-step", type=int, metavar="STEP", help="from 0; the mean of all steps if not given")
     command.add_argument(
@@ -167,9 +213,14 @@ def _add_picture(command: argparse.ArgumentParser, output: str) -> None:
     command.add_argument("text", help="what the edited picture should show")
     command.add_argument("-o", "--output", type=Path, default=Path(output), help="default %(default)s")
     command.add_argument("--force", action="store_true", help="overwrite files that exist")
-    command.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop", help="default %(default)s")
+    command.add_argument("--fit", choices=("crop", "pad", "stretch"), help="default crop")
     command.add_argument("--width", type=int, help="pixels; the model's own size if not given")
     command.add_argument("--height", type=int)
+
+
+def _add_inversion_file(command: argparse.ArgumentParser, text: str) -> None:
+    text += "; size, fit and settings not given are the file's"
+    command.add_argument("--inversion-file", type=Path, metavar="FILE", help=text)
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -194,16 +245,17 @@ def _add_layout(group) -> None:
     group.add_argument("--tokenizer", type=Path, help="merges.txt, tokenizer.json or bpe_simple_vocab_16e6.txt.gz")
 
 
-def _add_settings(command: argparse.ArgumentParser) -> None:
+def _add_settings(command: argparse.ArgumentParser, edit: bool = True) -> None:
     group = command.add_argument_group("method", "defaults: the paper's, or the model's own where it has any")
     add = group.add_argument
     add("--steps", type=int, help="DDIM steps; paper: 50")
     add("--guidance", type=float, help="classifier-free guidance; paper: 7.5")
-    add("--transition", type=_pair, metavar="FIRST:LAST", help="weight η of the tuned text; paper: 0.8:0.1")
-    add("--rigid", action=BooleanOptionalAction, help="edit of style, background or object: no transition")
-    add("--self-steps", type=float, help="part of the steps with self-attention injected; paper: 0.3")
-    add("--cross-steps", type=float, help="part of the steps with cross-attention injected; paper: 0.6")
-    add("--rows", choices=("cond", "both"), help="guidance rows that receive maps; default cond")
+    if edit:
+        add("--transition", type=_pair, metavar="FIRST:LAST", help="weight η of the tuned text; paper: 0.8:0.1")
+        add("--rigid", action=BooleanOptionalAction, help="edit of style, background or object: no transition")
+        add("--self-steps", type=float, help="part of the steps with self-attention injected; paper: 0.3")
+        add("--cross-steps", type=float, help="part of the steps with cross-attention injected; paper: 0.6")
+        add("--rows", choices=("cond", "both"), help="guidance rows that receive maps; default cond")
     add("--inversion-text", choices=("target", "null"), help="text of the DDIM inversion; default target")
     add("--inner-steps", type=int, help="tuning steps at each time step, at most; paper: 5")
     add("--learning-rate", type=float, help="of the tuning; paper: 1e-3")
@@ -226,11 +278,25 @@ def _chosen(options: argparse.Namespace) -> dict:
 
     from .settings import Settings
 
-    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    given = {field.name: getattr(options, field.name, None) for field in fields(Settings)}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _load(options: argparse.Namespace):
+def _prepare(options: argparse.Namespace) -> tuple["Editor", dict]:
+    """The editor, and what the options say about settings, size, fit and inversion, as its methods take it. What is not
+    given is the inversion file's, or the model's."""
+    from .inversion_file import load_inversion
+
+    inversion = load_inversion(options.inversion_file) if options.inversion_file else None
+    editor = _load(options)
+    stored = inversion.origin.settings if inversion else {}
+    width, height = inversion.origin.size if inversion else 2 * [editor.config.image_size]
+    size = (options.width or width, options.height or height)
+    settings = editor.settings(**{**stored, **_chosen(options)})
+    return editor, {"settings": settings, "size": size, "fit": options.fit, "inversion": inversion}
+
+
+def _load(options: argparse.Namespace) -> "Editor":
     from .editor import load
     from .memory import Savings
 

@@ -4,10 +4,12 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -16,17 +18,21 @@ from torch import Tensor, nn
 from . import balanced_attention as bam
 from . import baret
 from .errors import InputError
-from .images import fit_image, psnr, read_image, to_image, to_pixels, to_rgb
+from .images import FITS, fit_image, psnr, read_image, to_image, to_pixels, to_rgb
+from .inversion_file import Inversion, keep, resume
 from .maps import VAE_FACTOR, AttentionMaps, MapCollector, MapRequest, check_request, find_words
 from .memory import Savings, Work, estimate, parse_limit, peak_memory, plan, trim
 from .models import tiled_vae
 from .models.tokenizer import TextTooLong
+from .origin import TUNING_SETTINGS, Origin
 from .settings import Settings
 from .weights import MINIATURE_FOLDER, Model, OnDemandModel, load_model
 
 NO_SAVINGS = Savings()
 
 NARROW = 128  # channels of a UNet below which channels_last convolutions are the faster ones on a CPU
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -95,23 +101,18 @@ class Editor:
         settings: Settings | None = None,
         *,
         size: tuple[int, int] | None = None,
-        fit: str = "crop",
+        fit: str | None = None,
         pictures: Collection[str] = ("transition",),
         record: MapRequest | None = None,
+        inversion: Inversion | None = None,
         watch: Callable[[baret.Step], None] | None = None,
     ) -> Result:
         """Edits a picture towards the text. See `steps` for the arguments.
 
         watch: called after every step of every stage; what it raises stops the work and reaches the caller.
         """
-        work = self.steps(image, text, settings, size=size, fit=fit, pictures=pictures, record=record)
-        while True:
-            try:
-                step = next(work)
-            except StopIteration as end:
-                return end.value
-            if watch:
-                watch(step)
+        options = {"size": size, "fit": fit, "pictures": pictures, "record": record, "inversion": inversion}
+        return _watched(self.steps(image, text, settings, **options), watch)
 
     def steps(
         self,
@@ -120,30 +121,35 @@ class Editor:
         settings: Settings | None = None,
         *,
         size: tuple[int, int] | None = None,
-        fit: str = "crop",
+        fit: str | None = None,
         pictures: Collection[str] = ("transition",),
         record: MapRequest | None = None,
+        inversion: Inversion | None = None,
     ) -> Iterator[baret.Step]:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
         image: a picture or a file; settings: `self.settings()` if None; size: (width, height) in pixels, the model's
-        if None; fit: "crop", "pad" or "stretch"; pictures: ("transition",) to have that picture too, which costs two
-        more rows; record: attention maps to keep, in the result's `maps`. Raises InputError for a picture that cannot
-        be read, a text that is empty or too long, and sizes or a record that do not fit.
+        if None; fit: "crop", "pad" or "stretch", the first if None; pictures: ("transition",) to have that picture
+        too, which costs two more rows; record: attention maps to keep, in the result's `maps`. inversion: an earlier
+        one of the same picture, text, model and settings, whose steps are not done again; settings, size and fit that
+        are None are then the inversion's. If its trajectory was inverted with the empty text, it serves another text
+        too, and only target-text inversion runs. Raises InputError for a picture that cannot be read, a text that is
+        empty or too long, sizes or a record that do not fit, and an inversion that belongs to something else.
         """
-        settings = settings or self.settings()
-        picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-        picture = fit_image(picture, self._size(size), fit)
+        picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
         expected = self._save_memory(picture.size, settings, bam.PROCESSES if record else pictures)
         target, null = self.embed(text), self.embed("", empty=True)
         collector = self._collector(record, text, picture.size, settings) if record else None
         clock = Clock()
-        with torch.no_grad():
-            latents = self.encode(picture)
-        clock.lap("encode")
-        work = baret.run(
-            self._turn("unet"), latents, target, null, settings, pictures, collector, self.savings.max_rows
-        )
+        if inversion:
+            origin = self._origin(picture, fit, text, settings)
+            start = inversion.record_for(origin, self.device, may_differ=("text",))
+            clock.lap("check inversion")
+        else:
+            start = self.encode(picture)
+            clock.lap("encode")
+        unet = self._turn("unet")
+        work = baret.run(unet, start, target, null, settings, pictures, collector, self.savings.max_rows)
         while True:
             try:
                 step = next(work)
@@ -171,6 +177,58 @@ class Editor:
             memory_estimate=expected,
         )
 
+    def invert(
+        self,
+        image: Image.Image | str | Path,
+        text: str,
+        settings: Settings | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        fit: str | None = None,
+        inversion: Inversion | None = None,
+        file: str | Path | None = None,
+        restart: bool = False,
+        watch: Callable[[baret.Step], None] | None = None,
+    ) -> Inversion:
+        """DDIM inversion and target-text inversion of a picture, to edit from. See `inversion_steps`.
+
+        watch: called after every step of both stages; what it raises stops the work and reaches the caller.
+        """
+        options = {"size": size, "fit": fit, "inversion": inversion, "file": file, "restart": restart}
+        return _watched(self.inversion_steps(image, text, settings, **options), watch)
+
+    def inversion_steps(
+        self,
+        image: Image.Image | str | Path,
+        text: str,
+        settings: Settings | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        fit: str | None = None,
+        inversion: Inversion | None = None,
+        file: str | Path | None = None,
+        restart: bool = False,
+    ) -> Iterator[baret.Step]:
+        """The same work as a generator of steps, which returns the Inversion.
+
+        image, text, settings, size, fit: as for `steps`. inversion: one whose trajectory is taken where the text (if it
+        was inverted with the empty text) or the settings of target-text inversion differ, and which is taken whole
+        where nothing differs. file: where to save the inversion; while it is unfinished it is kept beside it, with
+        .part after the name, and a run that was stopped goes on after its last step when it is started again. restart:
+        begin anew where such an unfinished file belongs to something else or is damaged, instead of refusing.
+        """
+        picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
+        self._save_memory(picture.size, settings, (), edit=False)
+        target, null = self.embed(text), self.embed("", empty=True)
+        origin = self._origin(picture, fit, text, settings)
+        record = resume(Path(file), origin, self.device, restart) if file else None
+        if inversion and not record:
+            record = inversion.record_for(origin, self.device, may_differ=("text", *TUNING_SETTINGS))
+        record = record or baret.Record([self.encode(picture)])
+        work = baret.invert_and_tune(self._turn("unet"), record, target, null, settings)
+        yield from keep(work, Path(file), origin, record) if file else work
+        return Inversion(origin, tuple(record.trajectory), tuple(record.tuned))
+
     @torch.no_grad()
     def embed(self, text: str, empty: bool = False) -> Tensor:
         """The text's embeddings (1, 77, width), float32. Raises InputError for a text that is too long or, unless
@@ -196,14 +254,16 @@ class Editor:
         decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
         return to_image(decode(latents.to(vae.quant_conv.weight.dtype)))
 
-    def _save_memory(self, size: tuple[int, int], settings: Settings, pictures: Collection[str]) -> int:
+    def _save_memory(
+        self, size: tuple[int, int], settings: Settings, pictures: Collection[str], edit: bool = True
+    ) -> int:
         """Decides on an edit's savings; the estimate of what it then takes, in bytes. Raises InputError where the limit
         cannot be kept."""
         work = Work(
             config=self.config,
             numbers=self.model.numbers(),
             size=size,
-            rows=max(len(bam.rows_at(step, settings, pictures)) for step in range(settings.steps)),
+            rows=max(len(bam.rows_at(step, settings, pictures)) for step in range(settings.steps)) if edit else 1,
             tuning=settings.inner_steps > 0,
             dtype=self.model.dtype,
             device=self.device,
@@ -226,6 +286,25 @@ class Editor:
                 network.to(memory_format=torch.channels_last)
         return network
 
+    def _prepare(
+        self,
+        image: Image.Image | str | Path,
+        settings: Settings | None,
+        size: tuple[int, int] | None,
+        fit: str | None,
+        inversion: Inversion | None,
+    ) -> tuple[Image.Image, str, Settings]:
+        """The fitted RGB picture, how it was fitted, the settings: where None, the inversion's, else the model's."""
+        if inversion:
+            origin = inversion.origin
+            settings, size, fit = settings or self.settings(**origin.settings), size or origin.size, fit or origin.fit
+        fit = fit or FITS[0]
+        picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+        return fit_image(picture, self._size(size), fit), fit, settings or self.settings()
+
+    def _origin(self, picture: Image.Image, fit: str, text: str, settings: Settings) -> Origin:
+        return Origin.of(self._turn, self.model.tokenizer, picture, fit, text, settings)
+
     def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
         check_request(request, size, settings.steps, len(self.config.unet.channels))
         words = find_words(request.words, text, self.model.tokenizer)
@@ -237,6 +316,18 @@ class Editor:
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise InputError(f"width and height must be multiples of {multiple} pixels, got {width}×{height}")
         return width, height
+
+
+def _watched(work: Generator[baret.Step, None, Found], watch: Callable[[baret.Step], None] | None) -> Found:
+    """Runs a generator of steps to its end, for what it returns."""
+    with closing(work):
+        while True:
+            try:
+                step = next(work)
+            except StopIteration as end:
+                return end.value
+            if watch:
+                watch(step)
 
 
 class Clock:

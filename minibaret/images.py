@@ -1,7 +1,6 @@
 """Pictures in and out: any file Pillow reads, brought to the model's size; PNG written whole or not at all."""
 
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import InputError
+from .files import check_place, write_whole
 
 FITS = ("crop", "pad", "stretch")
 
@@ -90,30 +90,9 @@ def check_writable(path: Path, force: bool) -> None:
     """Raises InputError where the picture could not be written, before any work is done for it."""
     if path.suffix.lower() not in Image.registered_extensions():
         raise InputError(f"the name of a picture to write must end in .png, .jpg or .webp, got {path.name}")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} to write {path.name} to")
-    if path.is_dir():
-        raise InputError(f"a file name was wanted to write the picture to, but {path} is a folder")
-    if path.exists() and not force:
-        raise InputError(f"{path} exists already; pass --force to overwrite it")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"the folder {path.parent} cannot be written to")
+    check_place(path, force)
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Writes to a temporary name beside `path`, then renames: `path` is whole or untouched."""
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        image.save(unfinished)
-        os.chmod(unfinished, 0o666 & ~_umask())
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Writes a picture; its kind is its name's ending. `path` is whole or untouched."""
+    write_whole(path, image.save)

@@ -2,7 +2,7 @@
 text embeddings that bring it home again."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +16,13 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, its authors' own
 
 
 @torch.no_grad()
-def invert(unet: UNet, latents: Tensor, context: Tensor, schedule: Schedule) -> Iterator[Tensor]:
-    """Yields z*[1] … z*[T], each noisier than the one before; guidance 1.
+def invert(unet: UNet, latents: Tensor, context: Tensor, schedule: Schedule, done: int = 0) -> Iterator[Tensor]:
+    """Yields z*[done + 1] … z*[T], each noisier than the one before; guidance 1.
 
-    latents: z*[0], (1, 4, h, w); context: (1, 77, width).
+    latents: z*[done], (1, 4, h, w), z*[0] to begin with; context: (1, 77, width).
     """
     text = unet.project_text(context)
-    for label in reversed(schedule.labels):
+    for label in schedule.labels[::-1][done:]:
         noise = predict(unet, latents, label, text)
         latents = schedule.inverse_step(latents, noise, label)
         yield latents
@@ -42,18 +42,25 @@ class TunedStep:
 
 
 def tune_text(
-    unet: UNet, trajectory: list[Tensor], target: Tensor, null: Tensor, schedule: Schedule, settings: Settings
+    unet: UNet,
+    trajectory: list[Tensor],
+    target: Tensor,
+    null: Tensor,
+    schedule: Schedule,
+    settings: Settings,
+    done: Sequence[TunedStep] = (),
 ) -> Iterator[TunedStep]:
     """Tunes the target text's embedding, time step by time step, so that guided sampling retraces the trajectory.
 
-    trajectory: z*[0] … z*[T]; target, null: (1, 77, width). Yields T steps, noisiest first. The networks' weights are
-    left alone: only the embedding has a gradient, and is float32 whatever the networks' dtype.
+    trajectory: z*[0] … z*[T]; target, null: (1, 77, width); done: the first steps, where they are known. Yields the
+    steps after those up to T, noisiest first. The networks' weights are left alone: only the embedding has a gradient,
+    and is float32 whatever the networks' dtype.
     """
-    latents, embedding = trajectory[-1], target.float()
+    latents, embedding = (done[-1].latents, done[-1].embedding) if done else (trajectory[-1], target.float())
     first, raise_by = settings.tolerance
     with torch.no_grad():
         text_null = unet.project_text(null)
-    for index, label in enumerate(schedule.labels):
+    for index, label in list(enumerate(schedule.labels))[len(done) :]:
         with torch.no_grad():
             noise_null = predict(unet, latents, label, text_null)
 

@@ -16,7 +16,7 @@ class ProgressBars:
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
-        self.name, self.iterations, self.begin = "", 0, 0.0
+        self.name, self.iterations, self.begin, self.before = "", 0, 0.0, 0
         self.open = False
 
     def __enter__(self) -> "ProgressBars":
@@ -39,8 +39,9 @@ class ProgressBars:
             self._end_line()
             self.name = name
             self.begin = time.monotonic() if done == 0 else self.begin
+            self.before = max(done - 1, 0)  # steps of an earlier run
         seconds = time.monotonic() - self.begin
-        left = seconds / max(done, 1) * (total - done)
+        left = seconds / max(done - self.before, 1) * (total - done)
         bar = "━" * round(WIDTH * done / total)
         when = f"{left:.0f} s left" if done < total else f"{seconds:.1f} s"
         line = f"{name:<22}{bar:<{WIDTH}} {done:>3}/{total}  {when}  {note}"

@@ -1,19 +1,29 @@
 """The bench at its smallest: what it prints, not how fast anything was."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from minibaret import balanced_attention as bam
+from minibaret import baret
+from minibaret.bench import naive
+from minibaret.inversion import TunedStep, guide, predict
 from minibaret.kernels.roofline import GPUS, Shape, work
+from minibaret.schedule import Schedule
+from minibaret.settings import Settings
 
 BENCH = Path(__file__).parent.parent / "bench.py"
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(BENCH), *arguments], capture_output=True, text=True)
+def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(BENCH), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
 def test_attention_prints_a_card_a_table_and_one_json_line_last(tmp_path):
@@ -61,9 +71,90 @@ def test_memory_edits_without_a_limit_and_with():
         assert 10**8 < line["peak_memory"] < 10**9 and line["memory_estimate"] > 10**8 and line["savings"] == "none"
 
 
+TINY = ("--weights", "miniature-random", "--size", "32", "--rounds", "1", "--profile", "--json")
+
+
+def test_edit_prints_three_ways_to_the_same_latents(tmp_path):
+    path = tmp_path / "trace.json"
+    done = bench("edit", *TINY, "--steps", "3", "--trace", str(path))
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["ratio_to_naive"] > 0 and result["ratio_to_maps"] > 0
+    assert 0 <= result["latents_difference"] < 1e-4
+    ways = ["shipped", "six rows, SDPA", "six rows, maps"]
+    lines = [(line["way"], line["count"], line["rows"]) for line in result["table"]]
+    naive = [(15, 6), (15, 6), (20, 6), (50, 300)]
+    assert lines[::3] == [("shipped", *few) for few in ((15, 5), (15, 4), (20, 2), (50, 175))]
+    assert lines[1::3] == [(ways[1], *many) for many in naive] and lines[2::3] == [(ways[2], *many) for many in naive]
+    for way in range(3):  # an edit's time is that of its steps
+        *steps, edit = result["table"][way::3]
+        assert edit["median_ms"] == pytest.approx(sum(line["count"] * line["median_ms"] for line in steps))
+    assert list(result["operators"]) == ways and "aten::baddbmm" not in result["operators"]["shipped"]
+    names = {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
+    assert {"shipped: self and cross injected", "six rows, maps: nothing injected"} < names
+
+
+@torch.no_grad()
+def test_the_naive_batch_written_out_is_the_naive_plan(unet):
+    """Six rows by the package's own UNet; and the maps that are put back do change the edit."""
+    settings = Settings(steps=4, guidance=3.0)
+    target, null = torch.randn(2, 1, 5, 24)
+    record, schedule = baret.Record([torch.randn(1, 4, 8, 8)]), Schedule(4)
+    latents = record.trajectory[0]
+    for label in schedule.labels:
+        tuned = target + 0.3 * torch.randn_like(target)
+        noise = predict(unet, torch.cat([latents] * 2), label, torch.cat([null, tuned]))
+        latents = schedule.step(latents, guide(*noise.chunk(2), 3.0), label)
+        record.tuned.append(TunedStep(tuned, latents, ()))
+    *_, six = baret.edit(unet, record, target, null, settings, rows_at=bam.all_rows)
+    for attend in (naive.gathered, naive.materialised):
+        *_, edited = naive.edit(unet, record, target, null, settings, attend)
+        assert (edited - six["edit"]).abs().max() < 1e-4 * edited.std()
+    plain = dataclasses.replace(settings, self_steps=0.0, cross_steps=0.0)
+    *_, alone = naive.edit(unet, record, target, null, plain, naive.materialised)
+    assert (edited - alone).abs().max() > 1e-3 * edited.std()
+
+
+def test_tune_prints_time_and_memory(tmp_path):
+    pytest.importorskip("diffusers", reason="tune is measured against diffusers")
+    path = tmp_path / "trace.json"
+    done = bench("tune", *TINY, "--against", "maps", "both", "--trace", str(path))
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    names = ["minibaret", "diffusers, both rows", "diffusers, one row, maps"]
+    assert [line["way"] for line in result["table"]] == names == list(result["operators"])
+    for line in result["table"]:
+        assert line["median_ms"] > 0 and line["peak_bytes"] > 4 * result["card"]["parameters"]
+    ours, both, _ = result["table"]
+    assert result["ratio_time_to_nulltext"] == pytest.approx(ours["median_ms"] / both["median_ms"], abs=1e-3)
+    assert result["ratio_memory_to_nulltext"] == pytest.approx(ours["peak_bytes"] / both["peak_bytes"], abs=1e-3)
+    assert result["ratio_time_to_published"] > 0 and result["ratio_memory_to_published"] > 0
+    assert set(names) < {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
+
+
+def test_forward_prints_ours_and_diffusers_with_the_same_noise(tmp_path):
+    pytest.importorskip("diffusers", reason="forward is measured against diffusers")
+    path = tmp_path / "trace.json"
+    done = bench("forward", *TINY, "--trace", str(path))
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [line["by"] for line in result["table"]] == ["minibaret", "diffusers", "diffusers, channels_last"]
+    assert result["ratio_to_diffusers"] == result["table"][0]["ratio_to_diffusers"] > 0
+    assert result["difference"] < 1e-4 and result["ratio_to_channels_last"] > 0
+    assert {"minibaret", "diffusers"} < {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
+
+
+@pytest.mark.parametrize("command", ["tune", "forward"])
+def test_without_diffusers_it_is_said(command, tmp_path):
+    (tmp_path / "diffusers.py").write_text("raise ImportError")
+    done = bench(command, *TINY, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "diffusers, which is not" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("edit", "--weights", "miniature-random", "--steps", "2"), "steps must be at least 3"),
         (("attention", "--sites", "self-9"), "sites must be of self-4096"),
         (("attention", "--sites", "self-64", "--attention", "triton"), "from the Triton kernel, but"),
         (("unet", "--weights", "miniature-random", "--size", "100"), "size must be a multiple of 32 pixels, got 100"),

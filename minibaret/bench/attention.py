@@ -60,7 +60,7 @@ def ways(q: Tensor, k: Tensor, v: Tensor, source: tuple[int, ...], implementatio
 
 
 @torch.no_grad()
-def bench_attention(options: argparse.Namespace) -> None:
+def bench(options: argparse.Namespace) -> None:
     model = SD15 if options.model == "sd15" else MINIATURE
     heads = model.unet.heads
     shapes = {name: shape for name, shape in sites(model).items() if not options.sites or name in options.sites}

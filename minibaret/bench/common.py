@@ -1,12 +1,15 @@
-"""Timing in turns, memory, traces: what every sub-command uses."""
+"""Timing in turns, memory, processes of their own, traces: what every sub-command uses."""
 
 import argparse
 import contextlib
 import json
 import os
+import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would chat on stderr
@@ -21,18 +24,22 @@ def complete(options: argparse.Namespace) -> None:
     options.dtype = getattr(torch, options.dtype or ("float16" if options.device.type == "cuda" else "float32"))
 
 
-def card(options: argparse.Namespace, **more) -> dict:
-    """Prints and returns what the figures were measured on."""
+def card(options: argparse.Namespace, packages: Sequence[str] = ("triton",), **more) -> dict:
+    """Prints and returns what the figures were measured on. packages: whose versions matter, beside PyTorch's."""
     facts = {
         "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else _processor(),
         "dtype": str(options.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        **{package: _version(package) for package in packages},
         **more,
     }
+    width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:>12}  {value}")
+        print(f"{name:>{width}}  {value}")
     return facts
 
 
@@ -78,6 +85,25 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
+def in_process(*arguments: str) -> dict:
+    """Runs a sub-command of bench.py in a process of its own; the last line it prints is its result."""
+    done = subprocess.run([sys.executable, sys.argv[0], *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def resident(what: str) -> int:
+    """Bytes of a line of /proc/self/status: VmRSS, the resident set now; VmHWM, its peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{what}:")[2].split()[0]) * 1024
+
+
+def forget_peak() -> None:
+    """VmHWM starts afresh."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def trace(runs: dict[str, Callable[[], object]], path: Path) -> None:
     """Runs everything once more, under the profiler, and writes a Chrome trace with a named range for each."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
@@ -87,6 +113,29 @@ def trace(runs: dict[str, Callable[[], object]], path: Path) -> None:
                 run()
     profiled.export_chrome_trace(str(path))
     print(f"{path}: Chrome trace; open it at chrome://tracing or ui.perfetto.dev")
+
+
+def operators(run: Callable[[], object], most: int = 10) -> dict[str, float]:
+    """The seconds that PyTorch's operators took themselves, those they call left out: the longest, and "other"."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities) as profiled:
+        run()
+    found: dict[str, float] = {}
+    for event in profiled.key_averages():
+        found[event.key] = (event.self_device_time_total or event.self_cpu_time_total) / 1e6
+    ranked = sorted(found, key=found.__getitem__, reverse=True)
+    kept = {name: round(found[name], 6) for name in ranked[:most]}
+    return kept | {"other": round(sum(found[name] for name in ranked[most:]), 6)}
+
+
+def print_operators(what: str, columns: dict[str, dict[str, float]]) -> None:
+    """A table of what `operators` found, a column a way."""
+    names = list(dict.fromkeys(name for column in columns.values() for name in column if name != "other"))
+    print(f"\n{f'milliseconds by operator, {what}':>52}" + "".join(f"{way:>26}" for way in columns))
+    for name in [*names, "other"]:
+        cells = (f"{column[name] * 1e3:.1f}" if name in column else "in other" for column in columns.values())
+        print(f"{name[:52]:>52}" + "".join(f"{cell:>26}" for cell in cells))
+    print(f"{'all':>52}" + "".join(f"{sum(column.values()) * 1e3:>26.1f}" for column in columns.values()))
 
 
 def finish(options: argparse.Namespace, result: dict) -> None:

@@ -16,7 +16,7 @@ STEPS = ("--steps", "1", "--inner-steps", "1", "--self-steps", "1", "--cross-ste
 RANDOM = "sd15-random"
 
 
-def bench_memory(options: argparse.Namespace) -> None:
+def bench(options: argparse.Namespace) -> None:
     """One edit a line, in a process of its own, with malloc as the system has it."""
     for limit in options.limit:
         parse_limit(limit)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from .. import balanced_attention as bam
@@ -23,12 +23,9 @@ TEXT = 77  # tokens
 
 
 @torch.no_grad()
-def bench_unet(options: argparse.Namespace) -> None:
+def bench(options: argparse.Namespace) -> None:
     unet, config = build_unet(options)
-    size = options.size or config.image_size
-    if size < config.size_multiple or size % config.size_multiple:
-        raise InputError(f"size must be a multiple of {config.size_multiple} pixels, got {size}")
-    side = size // 2 ** (len(config.vae.channels) - 1)
+    side = latents_side(options, config)
     settings = Settings()
     six, few = bam.all_rows(0, settings), bam.rows_at(0, settings)
     batches = {
@@ -36,7 +33,7 @@ def bench_unet(options: argparse.Namespace) -> None:
         "six rows, injection": (six, bam.injection(six, 0, settings)),
         "retired plan, injection": (few, bam.injection(few, 0, settings)),
     }
-    parameters = sum(weight.numel() for weight in unet.parameters())
+    parameters = count_parameters(unet)
     facts = card(options, weights=str(options.weights), parameters=parameters, latents=f"{side}×{side}")
 
     def forward(rows: tuple[bam.Row, ...], injection) -> Callable[[], Tensor]:
@@ -86,6 +83,23 @@ def build_unet(options: argparse.Namespace) -> tuple[UNet, ModelConfig]:
     torch.manual_seed(0)
     with torch.device(options.device):
         return UNet(random.unet).to(options.dtype).requires_grad_(False).eval(), random
+
+
+def latents_side(options: argparse.Namespace, config: ModelConfig) -> int:
+    """Of the latents of a picture of the size asked for. Raises InputError for one that does not halve evenly."""
+    size = options.size or config.image_size
+    if size < config.size_multiple or size % config.size_multiple:
+        raise InputError(f"size must be a multiple of {config.size_multiple} pixels, got {size}")
+    return size // 2 ** (len(config.vae.channels) - 1)
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def is_large(network: nn.Module) -> bool:
+    """Whether one forward on a CPU takes seconds, so that few must do."""
+    return count_parameters(network) > 100_000_000
 
 
 def attention_sites(unet: UNet) -> dict[str, Attention]:

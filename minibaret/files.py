@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import InputError
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Raises InputError where a file could not be written, before any work is done for it."""
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} to")
+    if path.is_dir():
+        raise InputError(f"a file name was wanted to write to, but {path} is a folder")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already; pass --force to overwrite it")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"the folder {path.parent} cannot be written to")
+
+
+def write_whole(path: Path, write: Callable[[str], object]) -> None:
+    """Has `write` fill a file under a temporary name beside `path`, then renames it: `path` is whole or untouched, also
+    where the power fails."""
+    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(unfinished)
+        with open(unfinished, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(unfinished, 0o666 & ~_umask())
+        os.replace(unfinished, path)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,412 @@
+"""Inversions on disk: edits from them are those of an uninterrupted run, bit for bit, and nothing else is accepted."""
+
+import copy
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import minibaret
+from minibaret import inversion_file
+from minibaret.cli import main
+from minibaret.inversion import TunedStep
+from minibaret.inversion_file import Inversion, load_inversion, unfinished_path
+from minibaret.miniature.drawing import render
+from minibaret.miniature.scene import Scene
+from minibaret.models.configs import UNetConfig
+from minibaret.models.unet import UNet
+from minibaret.origin import Origin, network_digest
+
+TEXT, OTHER = "a brown dog lying down on grass", "a brown dog sitting on grass"
+SMALL = UNetConfig(channels=(16, 32), attention=(True, False), layers_per_block=1, heads=2, context_width=128, groups=8)
+
+
+@pytest.fixture
+def small(editor) -> minibaret.Editor:
+    """The miniature with a UNet of random weights that takes a hundredth of the time, on pictures of 32×32."""
+    config = dataclasses.replace(editor.config, unet=SMALL, image_size=32)
+    unet = UNet(SMALL).requires_grad_(False).eval()
+    return minibaret.Editor(dataclasses.replace(editor.model, config=config, unet=unet))
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return render(Scene(1, "dog", "standing", "brown", "grass"))
+
+
+@pytest.fixture
+def calls(small) -> list:
+    """Grows by one with every forward of the UNet."""
+    found = []
+    small.model.unet.register_forward_hook(lambda *_: found.append(1))
+    return found
+
+
+def quick(editor, **changes) -> minibaret.Settings:
+    return editor.settings(**{"steps": 4, "inner_steps": 2, "tolerance": (0.0, 0.0), **changes})
+
+
+def assert_same_edit(a: minibaret.Result, b: minibaret.Result) -> None:
+    assert torch.equal(a.record.latents["edit"], b.record.latents["edit"])
+    assert_same_inversion(a.record, b.record)
+    for name in ("image", "reconstruction", "transition"):
+        assert getattr(a, name).tobytes() == getattr(b, name).tobytes()
+
+
+def assert_same_inversion(a, b) -> None:
+    assert len(a.trajectory) == len(b.trajectory) and len(a.tuned) == len(b.tuned)
+    assert all(torch.equal(x, y) for x, y in zip(a.trajectory, b.trajectory))
+    for x, y in zip(a.tuned, b.tuned):
+        assert torch.equal(x.embedding, y.embedding) and torch.equal(x.latents, y.latents) and x.losses == y.losses
+
+
+def stop_after(step: int):
+    """A watcher that presses Ctrl-C once so many steps are done."""
+    seen = []
+
+    def watch(_) -> None:
+        seen.append(1)
+        if len(seen) == step:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+# From a file
+
+
+def test_an_edit_from_a_file_is_the_uninterrupted_edit_bit_for_bit(tmp_path, small, picture, calls):
+    settings = quick(small)
+    whole = small.edit(picture, TEXT, settings)
+    small.invert(picture, TEXT, settings, file=tmp_path / "dog.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["dog.safetensors"]
+    calls.clear()
+    stages = []
+    inversion = load_inversion(tmp_path / "dog.safetensors")
+    result = small.edit(picture, TEXT, settings, inversion=inversion, watch=lambda step: stages.append(step.stage))
+    assert_same_edit(result, whole)
+    assert len(calls) == 4 and stages == ["edit"] * 4
+    assert "inversion" not in result.seconds and "encode" not in result.seconds
+
+
+def test_settings_of_the_edit_may_differ_and_those_not_given_are_the_files(tmp_path, small, picture, calls):
+    inversion = small.invert(picture, TEXT, quick(small), size=(32, 16), fit="pad")
+    calls.clear()
+    for changes in (
+        {"rigid": True},
+        {"transition": (0.6, 0.2), "self_steps": 1.0},
+        {"cross_steps": 0.0, "rows": "both"},
+    ):
+        settings = quick(small, **changes)
+        result = small.edit(picture, TEXT, settings, inversion=inversion)
+        assert len(calls) == 4
+        assert_same_edit(result, small.edit(picture, TEXT, settings, size=(32, 16), fit="pad"))
+        calls.clear()
+    result = small.edit(picture, TEXT, inversion=inversion)
+    assert result.settings == quick(small) and result.image.size == (32, 16) and len(calls) == 4
+
+
+def test_a_file_holds_what_was_saved(tmp_path):
+    inversion = Inversion(
+        origin=Origin("ab", (64, 32), "pad", "„Hündin“\n", (1, 2), {"unet": "cd"}, "bfloat16", {"steps": 3}),
+        trajectory=tuple(torch.randn(1, 4, 4, 8) for _ in range(4)),
+        tuned=tuple(
+            TunedStep(torch.randn(1, 77, 24).bfloat16(), torch.randn(1, 4, 4, 8), losses)
+            for losses in ((0.1,), (0.1, float("inf"), 1e-45))
+        ),
+    )
+    inversion.save(tmp_path / "a.safetensors")
+    loaded = load_inversion(tmp_path / "a.safetensors")
+    assert loaded.origin == inversion.origin and loaded.tuned[0].embedding.dtype == torch.bfloat16
+    assert_same_inversion(loaded, inversion)
+
+
+# Another text, other tuning
+
+
+def test_a_trajectory_of_the_empty_text_serves_any_text(small, picture, calls):
+    settings = quick(small, inversion_text="null")
+    inversion = small.invert(picture, TEXT, settings)
+    expected = small.edit(picture, OTHER, settings)
+    calls.clear()
+    stages = []
+    result = small.edit(picture, OTHER, settings, inversion=inversion, watch=lambda step: stages.append(step.stage))
+    assert_same_edit(result, expected)
+    assert stages == ["target-text inversion"] * 4 + ["edit"] * 4
+    assert len(calls) == 4 * (1 + 3) + 4  # a step: the empty text once, the target's before and after each Adam step
+    with pytest.raises(minibaret.InputError, match=r"guidance 7\.5, not 3\.0"):
+        small.edit(picture, OTHER, dataclasses.replace(settings, guidance=3.0), inversion=inversion)
+
+
+def test_invert_takes_the_trajectory_of_an_inversion_and_tunes_again(small, picture, calls):
+    settings = quick(small)
+    inversion = small.invert(picture, TEXT, settings)
+    calls.clear()
+    assert_same_inversion(small.invert(picture, TEXT, inversion=inversion), inversion)
+    assert not calls
+    other = quick(small, guidance=3.0, inner_steps=1, learning_rate=0.1)
+    again = small.invert(picture, TEXT, other, inversion=inversion)
+    assert len(calls) == 4 * (1 + 2)
+    assert_same_inversion(again, small.invert(picture, TEXT, other))
+    with pytest.raises(minibaret.InputError, match=f"the text '{TEXT}', not '{OTHER}'"):
+        small.invert(picture, OTHER, inversion=inversion)
+
+
+# What is refused
+
+
+def test_an_inversion_of_something_else_is_refused_with_what_differs(small, picture, calls):
+    inversion = small.invert(picture, TEXT, quick(small))
+    dotted = picture.copy()
+    dotted.putpixel((64, 64), (255, 0, 255))
+    wide = picture.resize((256, 128))
+    calls.clear()
+
+    def refusal(image=picture, text=TEXT, editor=small, size=None, fit=None, **changes) -> str:
+        with pytest.raises(minibaret.InputError) as caught:
+            editor.edit(image, text, quick(editor, **changes), size=size, fit=fit, inversion=inversion)
+        assert str(caught.value).startswith("the inversion does not belong to this run: it was made with ")
+        return str(caught.value).removeprefix("the inversion does not belong to this run: it was made with ")
+
+    assert refusal(image=dotted) == "another picture"
+    assert refusal(size=(16, 32)) == "a picture of 32×32 pixels, not 16×32"
+    assert refusal(image=wide, fit="stretch") == "fit crop, not stretch"
+    assert refusal(text=OTHER) == f"the text '{TEXT}', not '{OTHER}'"
+    assert refusal(steps=5) == "steps 4, not 5"
+    assert refusal(guidance=3.0) == "guidance 7.5, not 3.0"
+    assert refusal(inversion_text="null") == "inversion text target, not null"
+    assert refusal(inner_steps=1) == "inner steps 2, not 1"
+    assert refusal(learning_rate=0.5) == "learning rate 0.01, not 0.5"
+    assert refusal(tolerance=(0.0, 1e-5)) == "tolerance 0:0, not 0:1e-05"
+    assert refusal(image=dotted, steps=5) == "another picture; steps 4, not 5"
+    assert not calls
+
+
+def test_every_part_of_the_model_counts(small, picture):
+    inversion = small.invert(picture, TEXT, quick(small))
+
+    def refusal(**parts) -> str:
+        with pytest.raises(minibaret.InputError) as caught:
+            minibaret.Editor(dataclasses.replace(small.model, **parts)).edit(picture, TEXT, inversion=inversion)
+        return str(caught.value).partition("made with ")[2]
+
+    for part in ("unet", "text_encoder", "vae"):
+        network = copy.deepcopy(getattr(small.model, part))
+        assert network_digest(network) == inversion.origin.weights[part]
+        list(network.parameters())[-1].view(-1)[-1] += 1e-6
+        assert refusal(**{part: network}) == f"other weights ({part})"
+    assert refusal(unet=copy.deepcopy(small.model.unet).bfloat16()) == "dtype float32, not bfloat16"
+    assert refusal(tokenizer=lambda text: small.model.tokenizer(text)[::-1]) == "another tokenizer"
+
+
+def test_the_digest_of_weights_follows_values_and_sizes_not_their_place_in_memory(small):
+    unet = small.model.unet
+    digest = network_digest(unet)
+    assert network_digest(copy.deepcopy(unet).to(memory_format=torch.channels_last)) == digest
+    swapped = copy.deepcopy(unet)
+    weight = swapped.conv_in.weight
+    weight[[0, 1]] = weight[[1, 0]].clone()
+    assert network_digest(swapped) != digest
+    reheaded = copy.deepcopy(unet)
+    reheaded.config = dataclasses.replace(unet.config, heads=4)
+    assert network_digest(reheaded) != digest
+
+
+def test_damaged_files_are_refused_and_left_alone(tmp_path, small, picture):
+    path = tmp_path / "dog.safetensors"
+    small.invert(picture, TEXT, quick(small), file=path)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    origin = whole.index(b"grass")
+    damaged = [whole[:length] for length in (0, 5, 100, header, header + 1000, len(whole) - 1)]
+    for place in (origin, header, len(whole) // 2, len(whole) - 1):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for data in (*damaged, whole + b"\0", b"PK\x03\x04" + whole, np.random.default_rng(0).bytes(5000)):
+        path.write_bytes(data)
+        with pytest.raises(minibaret.InputError, match=r"dog\.safetensors (is|holds)"):
+            load_inversion(path)
+        assert path.read_bytes() == data
+    save_file({"a": torch.zeros(3)}, path)
+    with pytest.raises(minibaret.InputError, match="none that minibaret invert wrote"):
+        load_inversion(path)
+    save_file({"a": torch.zeros(3)}, path, {"format": "minibaret inversion", "version": "2"})
+    with pytest.raises(minibaret.InputError, match="has version 2 of the format; this minibaret reads 1"):
+        load_inversion(path)
+    with pytest.raises(minibaret.InputError, match="there is no inversion file"):
+        load_inversion(tmp_path / "missing.safetensors")
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("done", [1, 3, 4, 6])
+def test_an_interrupted_inversion_goes_on_after_its_last_step(tmp_path, small, picture, calls, done, monkeypatch):
+    monkeypatch.setattr(inversion_file, "SHARE", 1e-9)  # a checkpoint after the first step, and none after that
+    settings, file = quick(small), tmp_path / "dog.safetensors"
+    whole = small.invert(picture, TEXT, settings)
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        small.invert(picture, TEXT, settings, file=file, watch=stop_after(done))
+    assert stopped.tb  # as on the command line, whoever keeps it keeps all that was alive
+    assert [path.name for path in tmp_path.iterdir()] == ["dog.safetensors.part"]
+    begun = load_inversion(unfinished_path(file))
+    assert len(begun.trajectory) - 1 + len(begun.tuned) == done
+    steps = []
+    found = small.invert(picture, TEXT, settings, file=file, watch=steps.append)
+    assert [step.index for step in steps] == [0, 1, 2, 3, 0, 1, 2, 3][done:]
+    assert len(calls) == 4 + 4 * (1 + 3)  # both runs together
+    assert_same_inversion(found, whole)
+    assert_same_inversion(load_inversion(file), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["dog.safetensors"]
+
+
+def test_an_edit_may_go_on_from_an_unfinished_inversion(tmp_path, small, picture):
+    settings, file = quick(small), tmp_path / "dog.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        small.invert(picture, TEXT, settings, file=file, watch=stop_after(5))
+    result = small.edit(picture, TEXT, inversion=load_inversion(unfinished_path(file)))
+    assert_same_edit(result, small.edit(picture, TEXT, settings))
+
+
+def test_whoever_stops_asking_for_steps_finds_them_kept(tmp_path, small, picture, monkeypatch):
+    monkeypatch.setattr(inversion_file, "SHARE", 1e-9)
+    file = tmp_path / "dog.safetensors"
+    for step in small.inversion_steps(picture, TEXT, quick(small), file=file):
+        if step.stage == "target-text inversion" and step.index == 1:
+            break
+    del step
+    begun = load_inversion(unfinished_path(file))
+    assert len(begun.trajectory) == 5 and len(begun.tuned) == 2
+
+
+def test_an_unfinished_file_of_another_run_or_damaged_is_not_lost(tmp_path, small, picture):
+    settings, file = quick(small, inversion_text="null"), tmp_path / "dog.safetensors"
+    part = unfinished_path(file)
+    with pytest.raises(KeyboardInterrupt):
+        small.invert(picture, TEXT, settings, file=file, watch=stop_after(6))
+    kept = part.read_bytes()
+    with pytest.raises(minibaret.InputError, match=r"dog.safetensors.part .* the text .*; pass --force to start over"):
+        small.invert(picture, OTHER, settings, file=file)
+    assert part.read_bytes() == kept
+    part.write_bytes(kept[:-10])
+    with pytest.raises(minibaret.InputError, match=r"dog.safetensors.part is cut short.*; pass --force to start over"):
+        small.invert(picture, TEXT, settings, file=file)
+    assert part.read_bytes() == kept[:-10] and not file.exists()
+    found = small.invert(picture, OTHER, settings, file=file, restart=True)
+    assert_same_inversion(found, small.invert(picture, OTHER, settings))
+    assert file.exists() and not part.exists()
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, small, picture, monkeypatch):
+    file = tmp_path / "dog.safetensors"
+    inversion = small.invert(picture, TEXT, quick(small), file=file)
+    before = file.read_bytes()
+
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(inversion_file, "save_file", full)
+    with pytest.raises(minibaret.InputError, match="cannot be written: No space left on device"):
+        inversion.save(file)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+# The command line, on the shipped miniature
+
+QUICK = ["--steps", "3", "--inner-steps", "1", "--width", "32", "--height", "32"]
+
+
+@pytest.fixture
+def dog(tmp_path, picture) -> str:
+    picture.save(tmp_path / "dog.png")
+    return str(tmp_path / "dog.png")
+
+
+def refused(capsys, *arguments) -> str:
+    assert main(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("minibaret: ") and said.err.count("\n") == 1
+    return said.err
+
+
+def test_invert_then_edit_writes_the_same_picture(tmp_path, monkeypatch, dog, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["edit", dog, TEXT, "-o", "whole.png", "--sheet", "whole-sheet.png", *QUICK]) == 0
+    assert main(["invert", dog, TEXT, "-o", "dog.safetensors", "--json", *QUICK]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["inner_iterations_allowed"] == 3 and summary["output"] == "dog.safetensors"
+    edit = ["edit", dog, TEXT, "--inversion-file", "dog.safetensors"]
+    for more in ([], QUICK):  # what is not given is the file's
+        assert main([*edit, "-o", "edited.png", "--sheet", "sheet.png", "--force", *more]) == 0
+        assert Path("edited.png").read_bytes() == Path("whole.png").read_bytes()
+        assert Path("sheet.png").read_bytes() == Path("whole-sheet.png").read_bytes()
+        assert "dog.safetensors gave the trajectory and the tuned text" in capsys.readouterr().out
+    assert main(["maps", *edit[1:], "-o", "maps.png", "--words", "dog"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["edit"]
+    before = set(tmp_path.iterdir())
+    sentence = refused(capsys, *edit, "-o", "no.png", "--steps", "4")
+    assert "dog.safetensors does not belong to this run: it was made with steps 3, not 4" in sentence
+    assert "text" in refused(capsys, "edit", dog, OTHER, "--inversion-file", "dog.safetensors", "-o", "no.png")
+    assert "no inversion file gone" in refused(capsys, "edit", dog, TEXT, "--inversion-file", "gone", "-o", "no.png")
+    assert "dog.png is not a safetensors file" in refused(
+        capsys, "edit", dog, TEXT, "--inversion-file", dog, "-o", "no.png"
+    )
+    assert "exists already; pass --force" in refused(capsys, "invert", dog, TEXT, "-o", "dog.safetensors", *QUICK)
+    assert "must end in .safetensors" in refused(capsys, "invert", dog, TEXT, "-o", "dog.png", *QUICK)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_another_text_tunes_again_and_says_so(tmp_path, monkeypatch, dog, capsys):
+    monkeypatch.chdir(tmp_path)
+    null = ["--inversion-text", "null", *QUICK]
+    assert main(["invert", dog, TEXT, "-o", "dog.safetensors", *null]) == 0
+    assert main(["edit", dog, OTHER, "-o", "whole.png", *null]) == 0
+    capsys.readouterr()
+    assert main(["edit", dog, OTHER, "--inversion-file", "dog.safetensors", "-o", "edited.png"]) == 0
+    assert Path("edited.png").read_bytes() == Path("whole.png").read_bytes()
+    assert "dog.safetensors gave the trajectory; the text was tuned anew" in capsys.readouterr().out
+    assert main(["invert", dog, OTHER, "--inversion-file", "dog.safetensors", "-o", "other.safetensors"]) == 0
+    said = capsys.readouterr()
+    assert not any(line.startswith("inversion ") for line in said.err.splitlines())
+    assert main(["edit", dog, OTHER, "--inversion-file", "other.safetensors", "-o", "edited.png", "--force"]) == 0
+    assert Path("edited.png").read_bytes() == Path("whole.png").read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_invert_goes_on_when_the_command_is_run_again(tmp_path, monkeypatch, dog, capsys, how):
+    monkeypatch.chdir(tmp_path)
+    arguments = [dog, TEXT, "--steps", "30", "--inner-steps", "1", "--width", "32", "--height", "32"]
+    invert = ["invert", *arguments, "-o", "dog.safetensors"]
+    work = subprocess.Popen(
+        [sys.executable, "-m", "minibaret", *invert],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
+    )
+    part = Path("dog.safetensors.part")
+    while not part.exists():
+        assert work.poll() is None
+        time.sleep(0.01)
+    work.send_signal(how)
+    _, said = work.communicate()
+    assert not Path("dog.safetensors").exists()
+    assert 1 <= len(load_inversion(part).trajectory) - 1 + len(load_inversion(part).tuned) < 60
+    if how is signal.SIGINT:
+        assert work.returncode == 130
+        assert "stopped; what was done is in dog.safetensors.part; run the same command again to go on" in said
+    assert main(invert) == 0 and not part.exists()
+    whole = minibaret.load()
+    settings = whole.settings(steps=30, inner_steps=1)
+    assert_same_inversion(load_inversion("dog.safetensors"), whole.invert(dog, TEXT, settings, size=(32, 32)))
