@@ -1,9 +1,10 @@
 """The operator on PyTorch: differentiable, on every device.
 
-Rows that share a source share one QKᵀ and one softmax, in one of two ways. Long sequences, and whatever needs a
-gradient, take one call of scaled_dot_product_attention: the values are laid side by side along the head dimension, and
-the shared queries and keys are padded with zeros to the same width. Short sequences on a CPU, where that padding costs
-more than sharing saves, take a few queries at a time through matrix products, their map small enough for the cache.
+Rows that share a source share one QKᵀ and one softmax. One call of scaled_dot_product_attention does that with the
+values side by side along the head dimension, and the shared queries and keys padded with zeros to the same width. On a
+CPU, where no gradient is wanted, what surrounds that call costs more than sharing saves; so there it is made a head at
+a time, its copies small enough for the cache. For short sequences the padding alone costs too much: they take a few
+queries at a time through matrix products, with a part of the map that fits the cache.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,9 +21,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = No
     """See `minibaret.kernels.attention`."""
     if source is None:
         return _sdpa(q, k, v)
+    rows = _rows_by_source(source)
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    short = q.device.type == "cpu" and k.shape[1] < LONG and not needs_gradient
-    return (_in_parts if short else _side_by_side)(q, k, v, _rows_by_source(source))
+    if needs_gradient or q.device.type != "cpu":
+        return _side_by_side(q, k, v, rows)
+    out = v.new_empty(len(v), *q.shape[1:])
+    alone = {sharing[0]: source for source, sharing in rows.items() if len(sharing) == 1}
+    if alone:
+        out[_run(alone)] = _sdpa(_take(q, alone.values()), _take(k, alone.values()), _take(v, alone))
+    for source, sharing in rows.items():
+        if len(sharing) > 1:
+            share = _by_head if k.shape[1] >= LONG else _in_parts
+            share(q[source], k[source], [v[row] for row in sharing], [out[row] for row in sharing])
+    return out
 
 
 def _side_by_side(q: Tensor, k: Tensor, v: Tensor, rows: dict[int, list[int]]) -> Tensor:
@@ -38,28 +49,31 @@ def _side_by_side(q: Tensor, k: Tensor, v: Tensor, rows: dict[int, list[int]]) -
     return torch.cat([pieces[row] for row in range(len(v))])
 
 
-def _in_parts(q: Tensor, k: Tensor, v: Tensor, rows: dict[int, list[int]]) -> Tensor:
-    """A fused call for the rows that share with none; for the others matrix products, a part of the queries at a
-    time."""
-    (length, heads, width), keys = q.shape[1:], k.shape[1]
-    out = v.new_empty(len(v), length, heads, width)
-    alone = {sharing[0]: source for source, sharing in rows.items() if len(sharing) == 1}
-    if alone:
-        out[_run(alone)] = _sdpa(_take(q, alone.values()), _take(k, alone.values()), _take(v, alone))
-    part = max(16, MAP_PART // (heads * keys))
-    for source, sharing in rows.items():
-        if len(sharing) == 1:
-            continue
-        side_by_side = torch.stack([v[row] for row in sharing], dim=2)  # [M, H, rows, D]
-        side_by_side = side_by_side.permute(1, 0, 2, 3).reshape(heads, keys, -1)
-        queries, keys_across = (q[source] * width**-0.5).transpose(0, 1), k[source].permute(1, 2, 0)
-        for begin in range(0, length, part):
-            maps = torch.bmm(queries[:, begin : begin + part], keys_across)  # [H, part, M]
-            torch.softmax(maps, dim=-1, out=maps)
-            moved = torch.bmm(maps, side_by_side).unflatten(-1, (-1, width))  # [H, part, rows, D]
-            for row, piece in zip(sharing, moved.unbind(2)):
-                out[row, begin : begin + part] = piece.transpose(0, 1)
-    return out
+def _by_head(q: Tensor, k: Tensor, values: list[Tensor], out: list[Tensor]) -> None:
+    """Fills the rows of `out` (N, H, D) by the fused call, a head at a time. q: (N, H, D); k, values: (M, H, D)."""
+    heads, width = q.shape[1:]
+    queries = q.new_zeros(1, len(q), 1, len(values) * width)
+    keys, side_by_side = k.new_zeros(2, 1, len(k), 1, len(values) * width)
+    for head in range(heads):
+        queries[0, :, 0, :width], keys[0, :, 0, :width] = q[:, head], k[:, head]
+        torch.cat([value[:, head] for value in values], dim=-1, out=side_by_side[0, :, 0])
+        moved = _sdpa(queries, keys, side_by_side, scale=width**-0.5)[0, :, 0]
+        for row, piece in zip(out, moved.split(width, dim=-1)):
+            row[:, head] = piece
+
+
+def _in_parts(q: Tensor, k: Tensor, values: list[Tensor], out: list[Tensor]) -> None:
+    """The same by matrix products, a part of the queries at a time."""
+    length, heads, width = q.shape
+    queries, keys_across = q.transpose(0, 1), k.permute(1, 2, 0)
+    by_head = [value.transpose(0, 1) for value in values]
+    part, nothing = max(16, MAP_PART // (heads * len(k))), q.new_empty(())
+    for begin in range(0, length, part):
+        piece = slice(begin, begin + part)
+        maps = torch.baddbmm(nothing, queries[:, piece], keys_across, beta=0, alpha=width**-0.5)  # [H, part, M]
+        torch.softmax(maps, dim=-1, out=maps)
+        for row, value in zip(out, by_head):
+            row[piece] = torch.bmm(maps, value).transpose(0, 1)
 
 
 def _rows_by_source(source: Sequence[int]) -> dict[int, list[int]]:
@@ -81,8 +95,8 @@ def _run(rows: Iterable[int]) -> slice | list[int]:
     return slice(run.start, run.stop) if rows == list(run) else rows
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    scale = q.shape[-1] ** -0.5
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    scale = scale or q.shape[-1] ** -0.5
     if v.shape[-1] != q.shape[-1]:  # unequal head dimensions would fall to SDPA's slow path
         q, k = (F.pad(x, (0, v.shape[-1] - x.shape[-1])) for x in (q, k))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, N, D]
