@@ -30,6 +30,15 @@ TEXT, OTHER = "a brown dog lying down on grass", "a brown dog sitting on grass"
 SMALL = UNetConfig(channels=(16, 32), attention=(True, False), layers_per_block=1, heads=2, context_width=128, groups=8)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """With two, the sums of a gradient may differ in their last bits from run to run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def small(editor) -> minibaret.Editor:
     """The miniature with a UNet of random weights that takes a hundredth of the time, on pictures of 32×32."""
@@ -385,7 +394,6 @@ def test_another_text_tunes_again_and_says_so(tmp_path, monkeypatch, dog, capsys
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_invert_goes_on_when_the_command_is_run_again(tmp_path, monkeypatch, dog, how):
     monkeypatch.chdir(tmp_path)
-    # one thread: with two, the sums of a gradient may differ in their last bits from process to process
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = [sys.executable, "-m", "minibaret", "invert", dog, TEXT, "--steps", "30", "--inner-steps", "1"]
     command += ["--width", "32", "--height", "32", "-o"]

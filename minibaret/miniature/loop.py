@@ -146,6 +146,8 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resu
         _with_average(stage, average, lambda: stage.export(weights))
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # all is written; at an ordinary exit a thread of gloo's that still runs may abort the process
 
 
 def learning_rate(peak: float, step: int, fraction: float, warmup: int = 100) -> float:
