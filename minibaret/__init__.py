@@ -6,10 +6,12 @@ result = editor.edit("dog.png", "a brown dog lying down on grass")
 result.image.save("edited.png")
 """
 
-from .editor import Editor, Result, load
+from .editor import Editor
 from .errors import InputError
 from .inversion_file import Inversion, load_inversion
+from .loading import load
 from .memory import Savings
+from .result import Result
 from .settings import Settings
 
 __all__ = ["Editor", "InputError", "Inversion", "Result", "Savings", "Settings", "load", "load_inversion"]

@@ -297,7 +297,7 @@ def _prepare(options: argparse.Namespace) -> tuple["Editor", dict]:
 
 
 def _load(options: argparse.Namespace) -> "Editor":
-    from .editor import load
+    from .loading import load
     from .memory import Savings
 
     savings = Savings(options.on_demand, options.tiled_vae, options.checkpointing, max_rows=options.max_rows)

@@ -1,15 +1,9 @@
 """`Editor`: a model and what stands around it, from a picture and a sentence to the edited picture."""
 
 import dataclasses
-import os
-import shutil
-import time
-from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -18,58 +12,17 @@ from torch import Tensor, nn
 from . import balanced_attention as bam
 from . import baret
 from .errors import InputError
-from .images import FITS, fit_image, psnr, read_image, to_image, to_pixels, to_rgb
+from .images import FITS, fit_image, read_image, to_image, to_pixels, to_rgb
 from .inversion_file import Inversion, keep, resume
-from .maps import VAE_FACTOR, AttentionMaps, MapCollector, MapRequest, check_request, find_words
-from .memory import Savings, Work, estimate, parse_limit, peak_memory, plan, trim
+from .maps import VAE_FACTOR, MapCollector, MapRequest, check_request, find_words
+from .memory import NO_SAVINGS, Savings, Work, estimate, peak_memory, plan, trim
 from .models import tiled_vae
 from .models.tokenizer import TextTooLong
 from .origin import TUNING_SETTINGS, Origin
+from .progress import Clock, run_to_end
+from .result import Result
 from .settings import Settings
-from .weights import MINIATURE_FOLDER, Model, OnDemandModel, load_model
-
-NO_SAVINGS = Savings()
-
-Found = TypeVar("Found")
-
-
-@dataclass(frozen=True)
-class Result:
-    """An edit and how it came about."""
-
-    image: Image.Image
-    input: Image.Image  # as the model saw it, at its size
-    reconstruction: Image.Image  # where target-text inversion leads: the input, if it went well
-    transition: Image.Image | None  # None where it was not asked for
-    record: baret.Record
-    settings: Settings
-    seconds: dict[str, float]  # wall time by stage
-    savings: Savings  # of memory
-    peak_memory: int | None  # bytes, of the whole process so far, see `memory.peak_memory`
-    memory_estimate: int  # bytes, what the edit was expected to take
-
-    @property
-    def maps(self) -> AttentionMaps | None:
-        """The attention maps that were asked for."""
-        return self.record.maps
-
-    @property
-    def reconstruction_psnr(self) -> float:
-        """dB, of the reconstruction against the input."""
-        return psnr(self.reconstruction, self.input)
-
-    def summary(self) -> dict:
-        """The figures of the run, as plain numbers."""
-        steps, inner = self.settings.steps, self.settings.inner_steps
-        return {
-            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
-            "inner_iterations": sum(self.record.iterations),
-            "inner_iterations_allowed": steps * inner,
-            "reconstruction_psnr": round(self.reconstruction_psnr, 2),
-            "peak_memory": self.peak_memory,
-            "memory_estimate": self.memory_estimate,
-            "savings": str(self.savings),
-        }
+from .weights import Model, OnDemandModel
 
 
 class Editor:
@@ -110,7 +63,7 @@ class Editor:
         watch: called after every step of every stage; what it raises stops the work and reaches the caller.
         """
         options = {"size": size, "fit": fit, "pictures": pictures, "record": record, "inversion": inversion}
-        return _watched(self.steps(image, text, settings, **options), watch)
+        return run_to_end(self.steps(image, text, settings, **options), watch)
 
     def steps(
         self,
@@ -193,7 +146,7 @@ class Editor:
         watch: called after every step of both stages; what it raises stops the work and reaches the caller.
         """
         options = {"size": size, "fit": fit, "inversion": inversion, "file": file, "restart": restart}
-        return _watched(self.inversion_steps(image, text, settings, **options), watch)
+        return run_to_end(self.inversion_steps(image, text, settings, **options), watch)
 
     def inversion_steps(
         self,
@@ -312,79 +265,3 @@ class Editor:
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise InputError(f"width and height must be multiples of {multiple} pixels, got {width}×{height}")
         return width, height
-
-
-def _watched(work: Generator[baret.Step, None, Found], watch: Callable[[baret.Step], None] | None) -> Found:
-    """Runs a generator of steps to its end, for what it returns."""
-    with closing(work):
-        while True:
-            try:
-                step = next(work)
-            except StopIteration as end:
-                return end.value
-            if watch:
-                watch(step)
-
-
-class Clock:
-    """Wall time by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.start()
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Counts the time since the last lap or start under `name`."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
-        self._since = now
-
-
-def load(
-    weights: str | Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    variant: str | None = None,
-    tokenizer: str | Path | None = None,
-    memory_limit: str | int | None = None,
-    savings: Savings = NO_SAVINGS,
-    compile: bool = False,
-) -> Editor:
-    """An editor on the weights at a path, or on the miniature that ships with the package.
-
-    weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (CUDA
-    where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or
-    "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
-    folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or bytes; savings:
-    ways to need less memory that are taken in any case; compile: have torch.compile translate the UNet, which takes
-    minutes before the first steps. Raises InputError where something is not what it should be.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
-    fixed = dtype != "auto"
-    if not fixed:
-        dtype = "float16" if place.type == "cuda" else "float32"
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
-    limit = None if memory_limit is None else parse_limit(memory_limit)
-    on_demand = savings.on_demand or limit is not None
-    compiler = os.environ.get("CXX", "g++")
-    if compile and on_demand:
-        raise InputError("compile was wanted together with networks on demand, but a compiled network stays in memory")
-    if compile and place.type == "cpu" and shutil.which(compiler) is None:
-        raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
-    kind, vocabulary = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
-    read = OnDemandModel if on_demand else load_model
-    model = read(Path(weights or MINIATURE_FOLDER), place, kind, variant, vocabulary)
-    if compile:
-        model.unet.compile(dynamic=False)
-    return Editor(model, savings, limit, kind if fixed else None)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from .editor import Editor
 from .images import fit_image, psnr
+from .inversion_file import Inversion
 from .miniature.distortions import distort
 from .miniature.drawing import render
 from .miniature.scene import MEASURED_SEEDS, Scene
@@ -41,8 +42,18 @@ def evaluate(
     return means(scores), contact_sheet(rows[:SHEET_ROWS], SHEET_LABELS)
 
 
+def invert(editor: Editor, settings: Settings, task: Task, distortion: str | None = None) -> Inversion:
+    """The inversion that edits of the task may share, if their settings differ only in what comes after it."""
+    return editor.invert(_given(editor, task.before, distortion), task.after.caption(), settings, fit=FIT)
+
+
 def score(
-    editor: Editor, settings: Settings, task: Task, distortion: str | None = None, pictures: tuple[str, ...] = ()
+    editor: Editor,
+    settings: Settings,
+    task: Task,
+    distortion: str | None = None,
+    pictures: tuple[str, ...] = (),
+    inversion: Inversion | None = None,
 ) -> tuple[dict[str, float], list[Image.Image | None]]:
     """The figures of one edit; its input, reconstruction, transition (if in `pictures`), edit and right answer.
 
@@ -50,17 +61,14 @@ def score(
     asked for. background_psnr: dB against the input, over the pixels where the right answer equals the input.
     reconstruction_psnr: dB of where target-text inversion leads, against the VAE's own reconstruction of the input.
     vae_psnr: dB of that against the input. inner_iterations: of target-text inversion. seconds: of the edit.
-    distortion: of input and answers alike, a name in `DISTORTIONS`.
+    distortion: of input and answers alike, a name in `DISTORTIONS`. inversion: what `invert` found, if that is done.
     """
-    side, seed = editor.config.image_size, task.before.seed
-
-    def given(scene: Scene) -> Image.Image:
-        return distort(render(scene, side), distortion, seed)
-
+    picture, text = _given(editor, task.before, distortion), task.after.caption()
     begin = time.perf_counter()
-    result = editor.edit(given(task.before), task.after.caption(), settings, fit=FIT, pictures=pictures)
+    result = editor.edit(picture, text, settings, fit=FIT, pictures=pictures, inversion=inversion)
     seconds = time.perf_counter() - begin
-    answers = {scene: fit_image(given(scene), (side, side), FIT) for scene in task.candidates}
+    size = result.input.size
+    answers = {scene: fit_image(_given(editor, scene, distortion), size, FIT) for scene in task.candidates}
     answer, coded = answers[task.after], editor.decode(editor.encode(result.input))
     scores = {
         "success": float(nearest(result.image, answers) == task.after),
@@ -71,6 +79,11 @@ def score(
         "seconds": seconds,
     }
     return scores, [result.input, result.reconstruction, result.transition, result.image, answer]
+
+
+def _given(editor: Editor, scene: Scene, distortion: str | None) -> Image.Image:
+    """The scene as the editor gets to see it."""
+    return distort(render(scene, editor.config.image_size), distortion, scene.seed)
 
 
 def means(scores: Sequence[dict[str, float]]) -> dict[str, float]:

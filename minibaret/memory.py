@@ -55,6 +55,9 @@ class Savings:
         return ", ".join(names) or "none"
 
 
+NO_SAVINGS = Savings()
+
+
 @dataclass(frozen=True)
 class Work:
     """All that the estimate depends on but the savings."""

@@ -16,6 +16,7 @@ from .settings import Settings
 PARTS = ("text_encoder", "vae", "unet")  # in the order that ends with the one needed next
 TRAJECTORY_SETTINGS = ("steps", "inversion_text")  # the trajectory follows from these, the picture and the model
 TUNING_SETTINGS = ("guidance", "inner_steps", "learning_rate", "tolerance")  # and the tuned text from these as well
+INVERSION_SETTINGS = (*TRAJECTORY_SETTINGS, *TUNING_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Origin:
             tokens=tuple(tokenizer(text)),
             weights=weights,
             dtype=str(next(network.parameters()).dtype).removeprefix("torch."),
-            settings={name: _tupled(getattr(settings, name)) for name in (*TRAJECTORY_SETTINGS, *TUNING_SETTINGS)},
+            settings={name: _tupled(getattr(settings, name)) for name in INVERSION_SETTINGS},
         )
 
     @classmethod

@@ -1,17 +1,50 @@
-"""Progress bars for a terminal: one line a stage, with the time left; a line at its end where the output is no
-terminal."""
+"""Following the steps of the work: to its end, by the clock, and as progress bars on a terminal."""
 
 import sys
 import time
-from typing import TextIO
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import TextIO, TypeVar
 
 from .baret import Step
 
 WIDTH = 28  # characters of the bar
 
+Found = TypeVar("Found")
+
+
+def run_to_end(work: Generator[Step, None, Found], watch: Callable[[Step], None] | None) -> Found:
+    """Runs a generator of steps to its end, for what it returns."""
+    with closing(work):
+        while True:
+            try:
+                step = next(work)
+            except StopIteration as end:
+                return end.value
+            if watch:
+                watch(step)
+
+
+class Clock:
+    """Wall time by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.start()
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Counts the time since the last lap or start under `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+
 
 class ProgressBars:
-    """Called with each `Step`, draws its stage's bar on stderr."""
+    """Called with each `Step`, draws its stage's bar on stderr, with the time left; where that is no terminal, a line
+    when the stage is done."""
 
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stderr

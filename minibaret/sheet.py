@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .balanced_attention import PROCESSES
-from .editor import Result
+from .result import Result
 
 MARGIN = 8  # pixels
 PAPER, INK = (250, 249, 245), (60, 56, 50)

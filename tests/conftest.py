@@ -18,6 +18,15 @@ def same_random_numbers():
 
 
 @pytest.fixture
+def one_thread():
+    """With two, the sums of a gradient may differ in their last bits from run to run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def unet() -> UNet:
     """A UNet of SD1.5's shape small enough for a test, frozen, with random weights."""
     return UNet(TINY).requires_grad_(False).eval()

@@ -95,7 +95,7 @@ class Stub:
     def __init__(self, answer=None):
         self.answer, self.config = answer, type("Config", (), {"image_size": 128})
 
-    def edit(self, image, text, settings, *, fit, pictures):
+    def edit(self, image, text, settings, *, fit, pictures, inversion):
         self.text, self.given = text, image
         found = fit_image(image, (128, 128), fit)
         record = type("Record", (), {"iterations": [2, 3]})

@@ -29,14 +29,7 @@ from minibaret.origin import Origin, network_digest
 TEXT, OTHER = "a brown dog lying down on grass", "a brown dog sitting on grass"
 SMALL = UNetConfig(channels=(16, 32), attention=(True, False), layers_per_block=1, heads=2, context_width=128, groups=8)
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """With two, the sums of a gradient may differ in their last bits from run to run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The table of what was measured, the sweep and the curves: without networks, and going on where they stopped."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -30,18 +31,20 @@ class Stub:
 
 @pytest.fixture
 def made(monkeypatch) -> list[Edit]:
-    """Scores edits by their seeds, at once; the list is of those that were scored."""
+    """Scores edits by their seeds, at once; the list is of those that were scored. Seed 13 stops the work."""
     done = []
 
     def figures(edit: Edit) -> dict[str, float]:
+        if edit.seed == 13:
+            raise KeyboardInterrupt
         done.append(edit)
         success = float(edit.seed % 2 == 0 and edit.distortion != "noise")
         background = 25.0 + edit.settings.guidance
         return {"success": success, "background_psnr": background, "reconstruction_psnr": 39.0, **CHEAP}
 
     def at_once(_function, arguments, _workers):
-        for _, edit in arguments:
-            yield figures(edit)
+        for _, group in arguments:
+            yield [figures(edit) for edit in group]
 
     monkeypatch.setattr(edits, "in_workers", at_once)
     return done
@@ -50,17 +53,45 @@ def made(monkeypatch) -> list[Edit]:
 def test_edits_that_are_kept_are_not_made_again(tmp_path, made):
     wanted = [Edit("posture", seed, Settings()) for seed in range(5)]
     path = tmp_path / "new" / "kept.jsonl"
-    work = score_edits(wanted, tmp_path, Kept(path, "w"), workers=1)
-    first = [next(work), next(work)]
-    work.close()  # interrupted
+    with pytest.raises(KeyboardInterrupt):
+        score_edits([*wanted[:2], Edit("posture", 13, Settings()), *wanted[2:]], tmp_path, Kept(path, "w"), workers=1)
     assert len(path.read_text().splitlines()) == 2 == len(made)
     with open(path, "a") as file:
         file.write('{"of": {"weights": "w", "ki')  # killed while it wrote
-    again = list(score_edits(wanted, tmp_path, Kept(path, "w"), workers=1))
-    assert made == wanted and again[:2] == first
+    again = score_edits(wanted, tmp_path, Kept(path, "w"), workers=1)
+    assert made == wanted and [scores["success"] for scores in again] == [1, 0, 1, 0, 1]
     assert [json.loads(line)["of"]["seed"] for line in path.read_text().splitlines()] == [0, 1, 2, 3, 4]
-    list(score_edits(wanted, tmp_path, Kept(path, "w"), workers=1))
+    score_edits(wanted, tmp_path, Kept(path, "w"), workers=1)
     assert len(made) == 5
+
+
+def test_edits_share_an_inversion_if_they_differ_only_in_what_comes_after_it(tmp_path, monkeypatch):
+    after = [{}, {"self_steps": 0.1}, {"rigid": True, "cross_steps": 0.2}, {"transition": (0.5, 0.5), "rows": "both"}]
+    other = [{"guidance": 3.0}, {"inversion_text": "null"}, {"tolerance": (0.0, 0.0)}]
+    wanted = [Edit("posture", seed, Settings(**changes)) for changes in (*after, *other) for seed in (0, 1)]
+    groups = []
+
+    def in_order(_function, arguments, _workers):
+        for _, group in arguments:
+            groups.append(group)
+            yield [{"of": edit} for edit in group]
+
+    monkeypatch.setattr(edits, "in_workers", in_order)
+    scores = score_edits([*wanted, Edit("colour", 0, Settings())], tmp_path, Kept(None, "w"), 1)
+    assert [group[0].seed for group in groups] == [0, 1] * 4 + [0]
+    assert [len(group) for group in groups] == [4, 4, 1, 1, 1, 1, 1, 1, 1]
+    assert [scored["of"] for scored in scores[:-1]] == wanted
+
+
+def test_a_shared_inversion_changes_no_figure(one_thread):
+    short = Settings(steps=3, inner_steps=2)
+    rigid = dataclasses.replace(short, rigid=True, self_steps=1.0, cross_steps=1.0)
+    wanted = [Edit("posture", 5, short), Edit("posture", 5, rigid)]
+    together = edits._score(MINIATURE_FOLDER, wanted)
+    apart = [edits._score(MINIATURE_FOLDER, [edit])[0] for edit in wanted]
+    for scores in (*together, *apart):
+        assert scores.pop("seconds") > 0
+    assert together == apart and apart[0] != apart[1]
 
 
 @pytest.mark.parametrize(
@@ -74,9 +105,9 @@ def test_edits_that_are_kept_are_not_made_again(tmp_path, made):
 )
 def test_what_is_kept_is_of_one_edit_alone(tmp_path, made, other):
     path = tmp_path / "kept.jsonl"
-    list(score_edits([Edit("posture", 0, Settings())], tmp_path, Kept(path, "w"), 1))
-    list(score_edits([other], tmp_path, Kept(path, "w"), 1))
-    list(score_edits([other], tmp_path, Kept(path, "other weights"), 1))
+    score_edits([Edit("posture", 0, Settings())], tmp_path, Kept(path, "w"), 1)
+    score_edits([other], tmp_path, Kept(path, "w"), 1)
+    score_edits([other], tmp_path, Kept(path, "other weights"), 1)
     assert len(made) == 3
 
 

@@ -99,7 +99,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    from ..editor import load
+    from ..loading import load
     from ..progress import ProgressBars
     from ..weights.folder import load_image_encoder
     from .edits import Kept, fingerprint
@@ -122,7 +122,7 @@ def _measure(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from ..editor import load
+    from ..loading import load
     from ..progress import ProgressBars
     from .edits import Kept, fingerprint
     from .sweep import at_random, listed, one_at_a_time, sweep

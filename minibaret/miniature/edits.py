@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing as mp
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
@@ -17,8 +18,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..editor import Editor, load
-from ..evaluation import score
+from ..editor import Editor
+from ..evaluation import invert, score
+from ..loading import load
+from ..origin import INVERSION_SETTINGS
 from ..settings import Settings
 from .drawing import render
 from .loop import KEEP_MEMORY
@@ -75,16 +78,24 @@ def score_edits(
     kept: Kept,
     workers: int,
     watch: Callable[[str, int, int], None] = lambda *_: None,
-) -> Iterator[dict[str, float]]:
-    """The figures of `evaluation.score` of every edit, in order; those that are kept are not made again."""
+) -> list[dict[str, float]]:
+    """The figures of `evaluation.score` of every edit, in order; those that are kept are not made again.
+
+    Edits that differ only in what comes after target-text inversion share one; the seconds of each count it as well.
+    """
     keys = [dataclasses.asdict(edit) for edit in edits]
     missing = {json.dumps(key): edit for key, edit in zip(keys, edits) if kept.get(key) is None}
-    with closing(in_workers(_score, [(weights, edit) for edit in missing.values()], workers)) as fresh:
-        for index, key in enumerate(keys):
-            if kept.get(key) is None:
-                kept.add(key, next(fresh))
-            watch("edits", index + 1, len(edits))
-            yield kept.get(key)
+    groups: dict[Edit, list[Edit]] = {}
+    for edit in missing.values():
+        groups.setdefault(_inverted(edit), []).append(edit)
+    done = len(edits) - len(missing)
+    with closing(in_workers(_score, [(weights, group) for group in groups.values()], workers)) as fresh:
+        for group, scored in zip(groups.values(), fresh):
+            for edit, scores in zip(group, scored):
+                kept.add(dataclasses.asdict(edit), scores)
+            done += len(group)
+            watch("edits", done, len(edits))
+    return [kept.get(key) for key in keys]
 
 
 def edit_pictures(edits: Sequence[Edit], weights: Path, workers: int) -> Iterator[list[Image.Image]]:
@@ -97,7 +108,7 @@ def in_workers(function: Callable, arguments: Sequence[tuple], workers: int) -> 
     os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")  # what the workers start with
     pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), torch.set_num_threads, (1,))
     try:
-        yield from pool.map(function, *zip(*arguments))
+        yield from pool.map(function, *zip(*arguments)) if arguments else ()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -115,9 +126,24 @@ def fingerprint(weights: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _score(weights: Path, edit: Edit) -> dict[str, float]:
-    scores, _ = score(_editor(weights), edit.settings, task_of(edit.kind, edit.seed), edit.distortion)
-    return {name: round(value, 4) for name, value in scores.items()}
+def _inverted(edit: Edit) -> Edit:
+    """Stands for all edits that begin with the same inversion."""
+    what_counts = {name: getattr(edit.settings, name) for name in INVERSION_SETTINGS}
+    return dataclasses.replace(edit, settings=Settings(**what_counts))
+
+
+def _score(weights: Path, edits: Sequence[Edit]) -> list[dict[str, float]]:
+    editor, first = _editor(weights), edits[0]
+    task = task_of(first.kind, first.seed)
+    begin = time.perf_counter()
+    inversion = invert(editor, first.settings, task, first.distortion)
+    seconds = time.perf_counter() - begin
+    found = []
+    for edit in edits:
+        scores, _ = score(editor, edit.settings, task, edit.distortion, inversion=inversion)
+        scores["seconds"] += seconds
+        found.append({name: round(value, 4) for name, value in scores.items()})
+    return found
 
 
 def _pictures(weights: Path, edit: Edit) -> list[Image.Image]:

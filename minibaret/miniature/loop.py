@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -73,20 +72,15 @@ def train(
     """
     os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")
     runs.mkdir(parents=True, exist_ok=True)
-    meeting = runs / f".meeting-{os.getpid()}-{time.time_ns()}"
     # an exit takes the daemonic workers along, a bare signal does not
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        mp.spawn(
-            _work, (make_stage, hours, runs, weights, workers, resume, start, meeting), nprocs=workers, daemon=True
-        )
-    finally:
-        meeting.unlink(missing_ok=True)
+    spawn = mp.get_context("spawn")
+    meeting = spawn.Barrier(workers), spawn.SimpleQueue()
+    mp.spawn(_work, (make_stage, hours, runs, weights, workers, resume, start, meeting), nprocs=workers, daemon=True)
 
 
-def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resume, start, meeting: Path) -> None:
+def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resume, start, meeting) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers)
     torch.manual_seed(0)
     stage: Stage = make_stage()
     checkpoint = runs / f"{stage.name}.pt"
@@ -95,6 +89,7 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resu
     if start is not None and not checkpoint.exists():
         stage.restore(start)
     parameters = [p for p in stage.modules.parameters() if p.requires_grad]
+    mean = MeanOverWorkers(rank, workers, sum(p.numel() for p in parameters) + 1, *meeting)
     optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average = {name: value.detach().clone() for name, value in stage.modules.state_dict().items()}
     progress = Progress()
@@ -119,7 +114,7 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resu
             loss, measured = stage.loss(stage.batch // workers, generator)
         loss.backward()
         now = time.process_time()
-        seconds = _average_gradients(parameters, now - counted_at, workers)
+        seconds = _average_gradients(parameters, now - counted_at, mean)
         counted_at = now
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -144,10 +139,6 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resu
         _save(checkpoint, stage, optimizer, average, progress)
         draw()
         _with_average(stage, average, lambda: stage.export(weights))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # all is written; at an ordinary exit a thread of gloo's that still runs may abort the process
 
 
 def learning_rate(peak: float, step: int, fraction: float, warmup: int = 100) -> float:
@@ -156,19 +147,41 @@ def learning_rate(peak: float, step: int, fraction: float, warmup: int = 100) ->
     return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)
 
 
-def _average_gradients(parameters: list[Tensor], seconds: float, workers: int) -> float:
+class MeanOverWorkers:
+    """The mean of one vector a worker, taken in memory that all workers share."""
+
+    def __init__(self, rank: int, workers: int, size: int, barrier, queue):
+        if rank == 0:
+            self.vectors = torch.zeros(workers, size).share_memory_()
+            for _ in range(workers - 1):
+                queue.put(self.vectors)
+        else:
+            self.vectors = queue.get()
+        self.mine, self.barrier = self.vectors[rank], barrier
+        barrier.wait()  # the first worker keeps the memory until all have it
+
+    def __call__(self) -> Tensor:
+        """The mean (size,) of what the workers wrote to `mine`, when all have."""
+        self.barrier.wait()
+        mean = self.vectors.mean(0)
+        self.barrier.wait()  # before anybody writes the next
+        return mean
+
+
+@torch.no_grad()
+def _average_gradients(parameters: list[Tensor], seconds: float, mean: MeanOverWorkers) -> float:
     """Replaces gradients by their mean over the workers; returns their mean seconds, so that all agree on the time."""
-    if workers == 1:
-        return seconds
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([seconds])])
-    dist.all_reduce(flat)
-    flat /= workers
-    offset = 0
-    for parameter, gradient in zip(parameters, gradients):
-        parameter.grad = flat[offset : offset + gradient.numel()].view_as(gradient)
-        offset += gradient.numel()
-    return flat[-1].item()
+    sizes = [p.numel() for p in parameters]
+    for parameter, mine in zip(parameters, mean.mine.split([*sizes, 1])):
+        if parameter.grad is None:
+            mine.zero_()
+        else:
+            mine.view_as(parameter).copy_(parameter.grad)
+    mean.mine[-1] = seconds
+    averaged = mean()
+    for parameter, gradient in zip(parameters, averaged.split([*sizes, 1])):
+        parameter.grad = gradient.view_as(parameter)
+    return averaged[-1].item()
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..editor import load
 from ..evaluation import SHEET_LABELS, SHEET_ROWS
+from ..loading import load
 from ..sheet import contact_sheet, edit_sheet
 from .curves import draw_curves, keep_curves
 from .edits import Edit, edit_pictures

@@ -83,7 +83,7 @@ def sweep(
 ) -> list[dict]:
     """Scores each of the changes on the first `count` sweep scenes; returns this sweep's lines.
 
-    The lines go to sweep.json in `folder` as they come, and sweep.png there shows all that are of these weights. Lines
+    The lines go to sweep.json in `folder` at the end, and sweep.png there shows all that are of these weights. Lines
     that the file has already are not measured again; of the others, no edit that is in `kept`.
     """
     path = folder / "sweep.json"
@@ -95,13 +95,14 @@ def sweep(
     lines = {_name(key): line for line in _read(path) for key in [_key(line)]}
     missing = {_name(key): (key, chosen) for key, chosen in zip(keys, settings) if _name(key) not in lines}
     edits = [Edit(kind, seed, chosen) for _, chosen in missing.values() for seed in SWEEP_SEEDS[:count]]
-    scores = score_edits(edits, weights, kept, workers, progress)
+    scores = iter(score_edits(edits, weights, kept, workers, progress))
     for name, (key, _) in missing.items():
         measured = means([next(scores) for _ in range(count)])
         lines[name] = {**key, **{figure: round(value, 3) for figure, value in measured.items()}}
+        watch(lines[name])
+    if missing:
         _write(path, lines.values())
         write_image(chart([line for line in lines.values() if line["weights"] == kept.weights]), folder / "sweep.png")
-        watch(lines[name])
     return [lines[name] for name in dict.fromkeys(map(_name, keys))]
 
 

@@ -114,7 +114,7 @@ def edit_rows(
         ]
         for kind, distortion in (*((kind, None) for kind in KINDS), *(("posture", name) for name in DISTORTIONS))
     }
-    made = score_edits([edit for group in edits.values() for edit in group], weights, kept, workers, watch)
+    made = iter(score_edits([edit for group in edits.values() for edit in group], weights, kept, workers, watch))
     scores = {group: list(islice(made, len(members))) for group, members in edits.items()}
     straight, rows = means(scores["posture", None][:distorted]), []
     for (kind, distortion), scored in scores.items():

@@ -199,6 +199,8 @@ class Attention(nn.Module):
     """Multi-head attention from x to a text, or to x itself where there is none. With a share, only the rows whose maps
     are taken project queries and keys. record(q, k, source), if given, is called with what the maps come from."""
 
+    implementation = "auto"  # of `minibaret.kernels.attention`
+
     def __init__(self, width: int, context_width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -225,7 +227,7 @@ class Attention(nn.Module):
         source = share and share.source
         if record is not None:
             record(q, k, source)
-        return self.to_out[0](attention(q, k, v, source).flatten(2))
+        return self.to_out[0](attention(q, k, v, source, self.implementation).flatten(2))
 
     def project(self, context: Tensor) -> KeysValues:
         return self._split(self.to_k(context)), self._split(self.to_v(context))

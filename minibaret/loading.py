@@ -1,0 +1,59 @@
+"""`load`: from weights on disk to an Editor, with everything checked that can be before work begins."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from .editor import Editor
+from .errors import InputError
+from .memory import NO_SAVINGS, Savings, parse_limit
+from .weights import MINIATURE_FOLDER, OnDemandModel, load_model
+
+
+def load(
+    weights: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    variant: str | None = None,
+    tokenizer: str | Path | None = None,
+    memory_limit: str | int | None = None,
+    savings: Savings = NO_SAVINGS,
+    compile: bool = False,
+) -> Editor:
+    """An editor on the weights at a path, or on the miniature that ships with the package.
+
+    weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (CUDA
+    where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or
+    "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
+    folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or bytes; savings:
+    ways to need less memory that are taken in any case; compile: have torch.compile translate the UNet, which takes
+    minutes before the first steps. Raises InputError where something is not what it should be.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
+    fixed = dtype != "auto"
+    if not fixed:
+        dtype = "float16" if place.type == "cuda" else "float32"
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
+    limit = None if memory_limit is None else parse_limit(memory_limit)
+    on_demand = savings.on_demand or limit is not None
+    compiler = os.environ.get("CXX", "g++")
+    if compile and on_demand:
+        raise InputError("compile was wanted together with networks on demand, but a compiled network stays in memory")
+    if compile and place.type == "cpu" and shutil.which(compiler) is None:
+        raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
+    kind, vocabulary = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
+    read = OnDemandModel if on_demand else load_model
+    model = read(Path(weights or MINIATURE_FOLDER), place, kind, variant, vocabulary)
+    if compile:
+        model.unet.compile(dynamic=False)
+    return Editor(model, savings, limit, kind if fixed else None)
