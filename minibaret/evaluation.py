@@ -58,9 +58,10 @@ def score(
     """The figures of one edit; its input, reconstruction, transition (if in `pictures`), edit and right answer.
 
     success: of the scene drawn with each value of the attribute, the edit is nearest (mean squared error) to the one
-    asked for. background_psnr: dB against the input, over the pixels where the right answer equals the input.
-    reconstruction_psnr: dB of where target-text inversion leads, against the VAE's own reconstruction of the input.
-    vae_psnr: dB of that against the input. inner_iterations: of target-text inversion. seconds: of the edit.
+    asked for. answer_psnr: dB of the edit against that one. background_psnr: dB against the input, over the pixels
+    where the right answer equals the input. reconstruction_psnr: dB of where target-text inversion leads, against the
+    VAE's own reconstruction of the input. vae_psnr: dB of that against the input. inner_iterations: of target-text
+    inversion. seconds: of the edit.
     distortion: of input and answers alike, a name in `DISTORTIONS`. inversion: what `invert` found, if that is done.
     """
     picture, text = _given(editor, task.before, distortion), task.after.caption()
@@ -72,6 +73,7 @@ def score(
     answer, coded = answers[task.after], editor.decode(editor.encode(result.input))
     scores = {
         "success": float(nearest(result.image, answers) == task.after),
+        "answer_psnr": psnr(result.image, answer),
         "background_psnr": psnr(result.image, result.input, unchanged(result.input, answer)),
         "reconstruction_psnr": psnr(result.reconstruction, coded),
         "vae_psnr": psnr(coded, result.input),
