@@ -113,6 +113,13 @@ def test_transformers_files_load(tmp_path, theirs, merges):
     assert tokenizer.vocabulary == vocabulary(merges)
 
 
+@pytest.mark.parametrize("content", ["[1, 2]", "null"])
+def test_a_vocabulary_that_is_no_object_is_refused(spellings, content):
+    spellings["vocab"].with_name("vocab.json").write_text(content)
+    with pytest.raises(minibaret.InputError, match=r"merges\.txt is .*: vocab\.json should hold an object"):
+        read_tokenizer_at(spellings["vocab"], 521)
+
+
 def test_a_vocabulary_that_contradicts_the_merges_is_refused(spellings, merges):
     table = vocabulary(merges)
     table["a"], table["b"] = table["b"], table["a"]

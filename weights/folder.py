@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,9 +9,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import InputError
+from ..files import write_whole
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
 from ..models.tokenizer import ClipTokenizer
+from ..settings import Settings
 from .strict import load_part
 from .vocabulary import read_tokenizer_at
 
@@ -24,6 +25,7 @@ PARTS = {
     "vae": VAEConfig,
     "image_encoder": ImageEncoderConfig,
 }
+REQUIRED = ("unet", "text_encoder", "vae")
 
 
 def load_image_encoder(folder: Path = MINIATURE_FOLDER) -> ImageTower:
@@ -49,32 +51,62 @@ def read_config(folder: Path) -> ModelConfig:
     if not path.is_file():
         raise InputError(f"{folder} holds no {CONFIG}, so it is no folder of minibaret weights")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        for name, part in PARTS.items():
-            values[name] = part(**_tuples(values[name])) if values.get(name) else None
-        values["defaults"] = _tuples(values.get("defaults", {}))
-        return ModelConfig(**values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return _parse_config(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, InputError) as error:
         raise InputError(f"{path} is not a minibaret config: {error}") from None
 
 
+def _parse_config(values: object) -> ModelConfig:
+    """Raises ValueError, TypeError or InputError, saying what was wanted."""
+    values = _object(values, "the file")
+    for name, part in PARTS.items():
+        if name in REQUIRED or values.get(name) is not None:
+            values[name] = _sizes(part, _object(values.get(name), name), name)
+    values["defaults"] = _object(values.get("defaults", {}), "defaults")
+    Settings(**values["defaults"])
+    config = ModelConfig(**values)
+    if not isinstance(config.name, str) or not _alike(config.image_size, 1):
+        raise ValueError(
+            f"name must be a text and image_size a whole number, got {config.name!r}, {config.image_size!r}"
+        )
+    return config
+
+
+def _object(values: object, name: str) -> dict:
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must be an object, {{…}}, got {json.dumps(values)[:40]}")
+    return tuples(values)
+
+
+def _sizes(part: type, values: dict, name: str) -> object:
+    for field in dataclasses.fields(part):
+        if field.name in values and not _alike(values[field.name], field.default):
+            kind = f"of the kind of {json.dumps(field.default)}"
+            raise ValueError(f"{field.name} of {name} must be {kind}, got {json.dumps(values[field.name])[:40]}")
+    return part(**values)
+
+
+def _alike(value: object, default: object) -> bool:
+    """Whether a value of a config could stand for the default: the same type, and above 0."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) > 0 and all(_alike(part, default[0]) for part in value)
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    kinds = int | float if isinstance(default, float) else int
+    return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
+
+
 def save_config(config: ModelConfig, folder: Path) -> None:
-    _replace(folder / CONFIG, lambda path: path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n"))
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    write_whole(folder / CONFIG, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
 
 
 def save_part(module: nn.Module, path: Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes a network's tensors, all in `dtype`, whole or not at all."""
     state = {name: value.to(dtype).contiguous() for name, value in module.state_dict().items()}
-    _replace(path, lambda unfinished: save_file(state, unfinished))
+    write_whole(path, lambda unfinished: save_file(state, unfinished))
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    write(unfinished)
-    unfinished.chmod(0o644)
-    unfinished.replace(path)
-
-
-def _tuples(values: dict) -> dict:
+def tuples(values: dict) -> dict:
     """JSON has lists where the dataclasses have tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

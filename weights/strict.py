@@ -27,7 +27,10 @@ def load_part(
 def prepare(make: Callable[[], nn.Module], tensors: Mapping[str, StoredTensor], source: str) -> nn.Module:
     """The network without memory or values. Raises InputError, naming `source`, where the tensors do not fit."""
     with torch.device("meta"), _NoInitialisation():
-        module = make()
+        try:
+            module = make()
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{source} has sizes in its config that make no network: {error}") from None
     _check(module, tensors, source)
     return module
 

@@ -69,8 +69,10 @@ def _from_json(path: Path) -> ClipTokenizer:
     return tokenizer
 
 
-def _compare(tokenizer: ClipTokenizer, vocabulary: dict[str, int], source: str) -> None:
-    """Raises ValueError unless the vocabulary is the one that follows from the merges."""
+def _compare(tokenizer: ClipTokenizer, vocabulary: object, source: str) -> None:
+    """Raises ValueError unless the vocabulary is the one that follows from the merges: a dict of numbers by entry."""
+    if not isinstance(vocabulary, dict):
+        raise ValueError(f"{source} should hold an object, {{…}}, not {json.dumps(vocabulary)[:40]}")
     if tokenizer.vocabulary == vocabulary:
         return
     for entry in [*tokenizer.vocabulary, *vocabulary]:

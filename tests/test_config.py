@@ -1,0 +1,61 @@
+"""The config.json of a folder of weights: refused in a sentence that names it, and written whole or not at all."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import TINY, random_weights, write_minibaret
+
+import minibaret
+from minibaret.weights import load_model
+from minibaret.weights.folder import MINIATURE_FOLDER, read_config, save_config, save_part
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"unet": None}, "unet must be an object, {…}, got null"),
+        ({"vae": [1]}, "vae must be an object, {…}, got [1]"),
+        ({"text_encoder": {"heads": "two"}}, 'heads of text_encoder must be of the kind of 12, got "two"'),
+        ({"unet": {"channels": 64}}, "channels of unet must be of the kind of [320, 640, 1280, 1280], got 64"),
+        ({"unet": {"channels": []}}, "channels of unet must be of the kind of [320, 640, 1280, 1280], got []"),
+        ({"unet": {"widths": 1}}, "'widths'"),
+        ({"image_size": "big"}, "image_size a whole number, got 'miniature', 'big'"),
+        ({"defaults": 5}, "defaults must be an object, {…}, got 5"),
+        ({"defaults": {"stepz": 5}}, "'stepz'"),
+        ({"defaults": {"steps": 0}}, "steps must be a whole number from 1 to 999, got 0"),
+        ([], "the file must be an object, {…}, got []"),
+    ],
+)
+def test_a_config_that_is_not_what_it_should_be(tmp_path, change, said):
+    values = json.loads((MINIATURE_FOLDER / "config.json").read_text())
+    values = {**values, **change} if change else change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(minibaret.InputError, match=r"config\.json is not a minibaret config: .*" + re.escape(said)):
+        read_config(tmp_path)
+
+
+def test_sizes_that_make_no_network(tmp_path):
+    write_minibaret(tmp_path, random_weights(TINY), TINY)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["unet"]["groups"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(minibaret.InputError, match=r"\(unet\) has sizes in its config that make no network"):
+        load_model(tmp_path)
+
+
+def test_a_config_and_a_network_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    config = read_config(MINIATURE_FOLDER)
+    save_config(config, tmp_path)
+    assert read_config(tmp_path) == config
+
+    def fail(state, target):
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("minibaret.weights.folder.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_part(torch.nn.Linear(2, 2), tmp_path / "unet.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
