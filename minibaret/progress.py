@@ -41,6 +41,19 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
 
+    def timed(self, work: Generator[Step, None, Found]) -> Generator[Step, None, Found]:
+        """Passes on the steps of `work`, and what it returns; each step counts under its stage, the caller's own time
+        between steps under nothing."""
+        with closing(work):
+            while True:
+                try:
+                    step = next(work)
+                except StopIteration as end:
+                    return end.value
+                self.lap(step.stage)
+                yield step
+                self.start()
+
 
 class ProgressBars:
     """Called with each `Step`, draws its stage's bar on stderr, with the time left; where that is no terminal, a line
@@ -49,7 +62,8 @@ class ProgressBars:
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
-        self.name, self.iterations, self.begin, self.before = "", 0, 0.0, 0
+        self.name, self.iterations, self.begin = "", 0, 0.0
+        self.before, self.since = 0, 0.0  # how many were done at what time, from where on the pace is reckoned
         self.open = False
 
     def __enter__(self) -> "ProgressBars":
@@ -64,19 +78,25 @@ class ProgressBars:
         if step.loss is not None:
             self.iterations = (self.iterations if step.index else 0) + step.iterations
             note = f"loss {step.loss:.1e}, {self.iterations} inner iterations"
-        self.count(step.stage, step.index + 1, step.total, note)
+        self.count(step.stage, step.index + 1, step.total, note, before=step.index)
 
-    def count(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Draws the bar `name` at `done` of `total`."""
+    def count(self, name: str, done: int, total: int, note: str = "", before: int | None = None) -> None:
+        """Draws the bar `name` at `done` of `total`.
+
+        before: at a bar's first call, how many were done when its work began. Where that is None, those done by the
+        first call may be an earlier run's, and the time left is known from the second call on.
+        """
+        now = time.monotonic()
         if name != self.name:
             self._end_line()
             self.name = name
-            self.begin = time.monotonic() if done == 0 else self.begin
-            self.before = max(done - 1, 0)  # steps of an earlier run
-        seconds = time.monotonic() - self.begin
-        left = seconds / max(done - self.before, 1) * (total - done)
+            self.begin = now if done == 0 else self.begin
+            self.before, self.since = (done, now) if before is None else (before, self.begin)
         bar = "━" * round(WIDTH * done / total)
-        when = f"{left:.0f} s left" if done < total else f"{seconds:.1f} s"
+        when = f"{now - self.begin:.1f} s"
+        if done < total:
+            new = done - self.before
+            when = f"{(now - self.since) / new * (total - done):.0f} s left" if new else ""
         line = f"{name:<22}{bar:<{WIDTH}} {done:>3}/{total}  {when}  {note}"
         if self.live:
             self.stream.write(f"\r\x1b[2K{line}")
