@@ -27,6 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be searched, a name that is too long
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        print(f"{PROG}: files that can be read and written were wanted, but {what}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
         print(f"{PROG}: stopped; {stop or 'nothing was written'}", file=sys.stderr)
         return 130
@@ -291,7 +295,7 @@ def _prepare(options: argparse.Namespace) -> tuple["Editor", dict]:
     editor = _load(options)
     stored = inversion.origin.settings if inversion else {}
     width, height = inversion.origin.size if inversion else 2 * [editor.config.image_size]
-    size = (options.width or width, options.height or height)
+    size = (width if options.width is None else options.width, height if options.height is None else options.height)
     settings = editor.settings(**{**stored, **_chosen(options)})
     return editor, {"settings": settings, "size": size, "fit": options.fit, "inversion": inversion}
 

@@ -23,7 +23,7 @@ def check_place(path: Path, force: bool) -> None:
 def write_whole(path: Path, write: Callable[[str], object]) -> None:
     """Has `write` fill a file under a temporary name beside `path`, then renames it: `path` is whole or untouched, also
     where the power fails."""
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix)
     os.close(handle)
     try:
         write(unfinished)

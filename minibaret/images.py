@@ -13,6 +13,7 @@ from .errors import InputError
 from .files import check_place, write_whole
 
 FITS = ("crop", "pad", "stretch")
+WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
@@ -88,8 +89,8 @@ def psnr(a: Image.Image, b: Image.Image, where: np.ndarray | None = None) -> flo
 
 def check_writable(path: Path, force: bool) -> None:
     """Raises InputError where the picture could not be written, before any work is done for it."""
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"the name of a picture to write must end in .png, .jpg or .webp, got {path.name}")
+    if path.suffix.lower() not in WRITABLE:
+        raise InputError(f"the name of a picture to write must end in {' or '.join(WRITABLE)}, got {path.name}")
     check_place(path, force)
 
 

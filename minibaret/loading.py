@@ -31,24 +31,20 @@ def load(
     ways to need less memory that are taken in any case; compile: have torch.compile translate the UNet, which takes
     minutes before the first steps. Raises InputError where something is not what it should be.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
+    place = _place(device)
     fixed = dtype != "auto"
     if not fixed:
         dtype = "float16" if place.type == "cuda" else "float32"
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
     limit = None if memory_limit is None else parse_limit(memory_limit)
-    on_demand = savings.on_demand or limit is not None
+    on_demand = savings.on_demand or savings.unet_dtype is not None or limit is not None
     compiler = os.environ.get("CXX", "g++")
     if compile and on_demand:
-        raise InputError("compile was wanted together with networks on demand, but a compiled network stays in memory")
+        raise InputError(
+            "compile was wanted together with networks on demand, a memory limit or a dtype of the UNet's own, but a "
+            "compiled network is read once and stays in memory"
+        )
     if compile and place.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
     kind, vocabulary = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
@@ -57,3 +53,20 @@ def load(
     if compile:
         model.unet.compile(dynamic=False)
     return Editor(model, savings, limit, kind if fixed else None)
+
+
+def _place(device: str) -> torch.device:
+    """Raises InputError for a device that this project does not know or that is not here."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        place = None
+    if place is None or place.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device} was wanted, but the last one here is cuda:{torch.cuda.device_count() - 1}")
+    return place

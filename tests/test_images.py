@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from minibaret.errors import InputError
-from minibaret.images import check_writable, fit_image, psnr, read_image, to_image, to_pixels, write_image
+from minibaret.images import WRITABLE, check_writable, fit_image, psnr, read_image, to_image, to_pixels, write_image
 
 
 def halves(mode="RGB", size=(8, 4)) -> Image.Image:
@@ -154,3 +154,17 @@ def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
         with pytest.raises(InputError, match=said):
             check_writable(tmp_path / name, force=False)
     check_writable(tmp_path / "there.png", force=True)
+
+
+@pytest.mark.parametrize("suffix", [".psd", ".fits", ".mpg", ".xbm", ".pdf", ""])
+def test_kinds_that_pillow_only_reads_or_that_are_no_pictures_are_not_written(tmp_path, suffix):
+    with pytest.raises(InputError, match=r"must end in \.png or .*, got a"):
+        check_writable(tmp_path / f"a{suffix}", force=False)
+
+
+@pytest.mark.parametrize("suffix", [*WRITABLE, ".PNG"])
+def test_every_kind_that_is_promised_can_be_written(tmp_path, suffix):
+    path = tmp_path / f"{'long' * 60}{suffix}"  # a name may have 255 bytes, that of the unfinished file too
+    check_writable(path, force=False)
+    write_image(halves(size=(32, 32)), path)
+    assert read_image(path).size == (32, 32)
