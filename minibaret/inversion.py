@@ -58,17 +58,17 @@ def tune_text(
     """
     latents, embedding = (done[-1].latents, done[-1].embedding) if done else (trajectory[-1], target.float())
     first, raise_by = settings.tolerance
-    with torch.no_grad():
+    with torch.no_grad(), no_tf32():
         text_null = unet.project_text(null)
     for index, label in list(enumerate(schedule.labels))[len(done) :]:
-        with torch.no_grad():
-            noise_null = predict(unet, latents, label, text_null)
-
-        def retrace(text: Tensor, latents=latents, label=label, noise_null=noise_null) -> Tensor:
-            noise = guide(noise_null, predict(unet, latents, label, text), settings.guidance)
-            return schedule.step(latents, noise, label)
-
         with no_tf32():
+            with torch.no_grad():
+                noise_null = predict(unet, latents, label, text_null)
+
+            def retrace(text: Tensor, latents=latents, label=label, noise_null=noise_null) -> Tensor:
+                noise = guide(noise_null, predict(unet, latents, label, text), settings.guidance)
+                return schedule.step(latents, noise, label)
+
             step = _tune(retrace, embedding, trajectory[-2 - index], first + index * raise_by, settings)
         latents, embedding = step.latents, step.embedding
         yield step
