@@ -32,7 +32,7 @@ class Configuration:
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
-# By compute capability, then by head dimension: the first that is at least D. tests/test_ahead_of_time.py compiles
+# By compute capability, then by head dimension: the first that is at least D. tests/test_triton.py compiles
 # every one of them. Nothing is tuned at run time, so a result never depends on what else the GPU was doing.
 CONFIGURATIONS = {
     80: {
