@@ -45,7 +45,7 @@ class Record:
 
     trajectory: list[Tensor] = field(default_factory=list)  # z*[0] … z*[T]
     tuned: list[TunedStep] = field(default_factory=list)  # one a step, noisiest first
-    latents: dict[str, Tensor] = field(default_factory=dict)  # final latents of each process that ran to the end
+    latents: dict[str, Tensor] = field(default_factory=dict)  # by process, at the end or where it left the batch
     maps: AttentionMaps | None = None  # where they were asked for
 
     @property

@@ -14,10 +14,10 @@ from . import baret
 from .errors import InputError
 from .images import FITS, fit_image, read_image, to_image, to_pixels, to_rgb
 from .inversion_file import Inversion, keep, resume
-from .maps import VAE_FACTOR, MapCollector, MapRequest, check_request, find_words
+from .maps import MapCollector, MapRequest, check_request, find_words
 from .memory import NO_SAVINGS, Savings, Work, estimate, peak_memory, plan, trim
 from .models import tiled_vae
-from .models.tokenizer import TextTooLong
+from .models.tokenizer import TextTooLong, is_unicode
 from .origin import TUNING_SETTINGS, Origin
 from .progress import Clock, run_to_end
 from .result import Result
@@ -33,8 +33,9 @@ class Editor:
         memory_limit: int | None = None,
         dtype: torch.dtype | None = None,
     ):
-        """savings: of memory, on_demand only with an OnDemandModel. memory_limit: bytes, with an OnDemandModel: every
-        edit adds the savings that it needs; the UNet's dtype is among them unless `dtype` fixes it."""
+        """savings: of memory, on_demand and unet_dtype only with an OnDemandModel. memory_limit: bytes, with an
+        OnDemandModel: every edit adds the savings that it needs; the UNet's dtype is among them unless `dtype` fixes
+        it."""
         self.model = model
         self.config = model.config
         self.device = model.device
@@ -85,10 +86,12 @@ class Editor:
         one of the same picture, text, model and settings, whose steps are not done again; settings, size and fit that
         are None are then the inversion's. If its trajectory was inverted with the empty text, it serves another text
         too, and only target-text inversion runs. Raises InputError for a picture that cannot be read, a text that is
-        empty or too long, sizes or a record that do not fit, and an inversion that belongs to something else.
+        empty or too long, sizes, pictures or a record that do not fit, and an inversion that belongs to something else.
         """
+        if any(name not in bam.PROCESSES for name in pictures):
+            raise InputError(f"pictures must be a tuple with names of {', '.join(bam.PROCESSES)}, got {pictures!r}")
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
-        expected = self._save_memory(picture.size, settings, bam.PROCESSES if record else pictures)
+        expected = self._save_memory(picture.size, text, settings, inversion, bam.PROCESSES if record else pictures)
         target, null = self.embed(text), self.embed("", empty=True)
         collector = self._collector(record, text, picture.size, settings) if record else None
         clock = Clock()
@@ -101,15 +104,7 @@ class Editor:
             clock.lap("encode")
         unet = self._turn("unet")
         work = baret.run(unet, start, target, null, settings, pictures, collector, self.savings.max_rows)
-        while True:
-            try:
-                step = next(work)
-            except StopIteration as end:
-                found: baret.Record = end.value
-                break
-            clock.lap(step.stage)
-            yield step
-            clock.start()
+        found = yield from clock.timed(work)
         final = {"edit": found.latents[bam.EDIT], "reconstruction": found.tuned[-1].latents}
         if bam.TRANSITION in pictures:
             final["transition"] = final["reconstruction"] if settings.rigid else found.latents[bam.TRANSITION]
@@ -169,7 +164,7 @@ class Editor:
         begin anew where such an unfinished file belongs to something else or is damaged, instead of refusing.
         """
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
-        self._save_memory(picture.size, settings, (), edit=False)
+        self._save_memory(picture.size, text, settings, inversion)
         target, null = self.embed(text), self.embed("", empty=True)
         origin = self._origin(picture, fit, text, settings)
         record = resume(Path(file), origin, self.device, restart) if file else None
@@ -182,14 +177,9 @@ class Editor:
 
     @torch.no_grad()
     def embed(self, text: str, empty: bool = False) -> Tensor:
-        """The text's embeddings (1, 77, width), float32. Raises InputError for a text that is too long or, unless
-        `empty`, blank."""
-        if not text.strip() and not empty:
-            raise InputError("a text that says what the picture should show was wanted, got an empty one")
-        try:
-            ids = self.model.tokenizer(text)
-        except TextTooLong as error:
-            raise InputError(str(error)) from None
+        """The text's embeddings (1, 77, width), float32. Raises InputError for a text that is too long, not Unicode or,
+        unless `empty`, blank."""
+        ids = self._tokens(text, empty)
         return self._turn("text_encoder")(torch.tensor([ids], device=self.device)).float()
 
     @torch.no_grad()
@@ -205,22 +195,44 @@ class Editor:
         decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
         return to_image(decode(latents.to(vae.quant_conv.weight.dtype)))
 
+    def _tokens(self, text: str, empty: bool = False) -> list[int]:
+        if not text.strip() and not empty:
+            raise InputError("a text that says what the picture should show was wanted, got an empty one")
+        if not is_unicode(text):
+            raise InputError(f"a text in UTF-8 was wanted, got bytes that are none: {text!r}")
+        try:
+            return self.model.tokenizer(text)
+        except TextTooLong as error:
+            raise InputError(str(error)) from None
+
     def _save_memory(
-        self, size: tuple[int, int], settings: Settings, pictures: Collection[str], edit: bool = True
+        self,
+        size: tuple[int, int],
+        text: str,
+        settings: Settings,
+        inversion: Inversion | None,
+        pictures: Collection[str] | None = None,
     ) -> int:
-        """Decides on an edit's savings; the estimate of what it then takes, in bytes. Raises InputError where the limit
-        cannot be kept."""
+        """Decides on the savings of an edit, or of an inversion alone where `pictures` is None; the estimate of what it
+        then takes, in bytes. Raises InputError where the limit cannot be kept, or for a text that cannot be used."""
+        tokens = self._tokens(text)
+        plans = [] if pictures is None else [bam.rows_at(step, settings, pictures) for step in range(settings.steps)]
         work = Work(
             config=self.config,
             numbers=self.model.numbers(),
             size=size,
-            rows=max(len(bam.rows_at(step, settings, pictures)) for step in range(settings.steps)) if edit else 1,
-            tuning=settings.inner_steps > 0,
+            rows=max(map(len, plans), default=1),
+            tuning=settings.inner_steps > 0 and not (inversion and inversion.serves(tokens, settings)),
             dtype=self.model.dtype,
             device=self.device,
         )
         if self.memory_limit is not None:
-            self.savings = plan(self.memory_limit, work, self._asked, self.dtype is None)
+            asked, free = self._asked, self.dtype is None
+            if inversion and free and not asked.unet_dtype:
+                # An inversion belongs to one dtype of the UNet; of others than the model's a plan knows only bfloat16.
+                half = inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32
+                asked, free = dataclasses.replace(asked, unet_dtype=torch.bfloat16 if half else None), False
+            self.savings = plan(self.memory_limit, work, asked, free)
         if isinstance(self.model, OnDemandModel):
             self.model.set_dtype("unet", self.savings.unet_dtype or self.model.dtype)
         return estimate(work, self.savings)
@@ -257,7 +269,8 @@ class Editor:
     def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
         check_request(request, size, settings.steps, len(self.config.unet.channels))
         words = find_words(request.words, text, self.model.tokenizer)
-        return MapCollector(request, words, (size[1] // VAE_FACTOR, size[0] // VAE_FACTOR))
+        factor = self.config.latent_factor
+        return MapCollector(request, words, (size[1] // factor, size[0] // factor), factor)
 
     def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         side, multiple = self.config.image_size, self.config.size_multiple

@@ -14,7 +14,7 @@ and its metadata, all text: format, version, origin (JSON, see origin.py) and sh
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,9 @@ from .baret import Record, Step
 from .errors import InputError
 from .files import write_whole
 from .inversion import TunedStep
-from .origin import Origin, tensor_digest
-from .weights.files import open_tensors
+from .origin import Origin, inversion_settings, tensor_digest
+from .settings import Settings
+from .weights.files import open_file
 
 FORMAT, VERSION = "minibaret inversion", "1"
 SUFFIX = ".safetensors"
@@ -55,13 +56,18 @@ class Inversion:
         return [step.iterations for step in self.tuned]
 
     def summary(self) -> dict:
-        """The figures of the inversion, as plain numbers."""
+        """The figures of the inversion, as plain numbers; the last loss is None before the first tuned step."""
         settings = self.origin.settings
         return {
             "inner_iterations": sum(self.iterations),
             "inner_iterations_allowed": settings["steps"] * settings["inner_steps"],
-            "last_loss": self.tuned[-1].losses[-1],
+            "last_loss": self.tuned[-1].losses[-1] if self.tuned else None,
         }
+
+    def serves(self, tokens: Sequence[int], settings: Settings) -> bool:
+        """Whether it is finished, and for a text of these tokens and these settings: nothing is left to tune."""
+        origin = self.origin
+        return self.finished and origin.tokens == tuple(tokens) and origin.settings == inversion_settings(settings)
 
     def record_for(self, origin: Origin, device: torch.device | str, may_differ: Collection[str] = ()) -> Record:
         """What a run of `origin` can go on from: everything, or the trajectory alone where something differs that the
@@ -103,10 +109,10 @@ def load_inversion(path: str | Path) -> Inversion:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no inversion file {path}")
-    open_tensors(path)  # says what is wrong with a file that is not safetensors, or cut short
+    open_file(path)  # says what is wrong with a file that is not safetensors, or cut short
     with path.open("rb") as file:
-        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__") or {}
-    if metadata.get("format") != FORMAT:
+        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"{path} is a safetensors file, but none that minibaret invert wrote")
     if metadata.get("version") != VERSION:
         raise InputError(f"{path} has version {metadata.get('version')} of the format; this minibaret reads {VERSION}")

@@ -9,9 +9,7 @@ from torch import Tensor
 from . import balanced_attention as bam
 from .errors import InputError
 from .models.recorder import MapRecorder
-from .models.tokenizer import ClipTokenizer
-
-VAE_FACTOR = 8  # pixels of the picture a pixel of the latents, each way
+from .models.tokenizer import ClipTokenizer, is_unicode
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,10 @@ class AttentionMaps:
 class MapCollector:
     """Hands a recorder to the edit's steps that are asked for, and gathers what they recorded."""
 
-    def __init__(self, request: MapRequest, words: list[list[int]], grid: tuple[int, int]):
-        """words: the token positions of each of the request's words; grid: (h, w) of the latents."""
-        self.maps, self.words, self.grid = AttentionMaps(request), words, grid
+    def __init__(self, request: MapRequest, words: list[list[int]], grid: tuple[int, int], factor: int):
+        """words: the token positions of each of the request's words; grid: (h, w) of the latents; factor: pixels of the
+        picture to one of the latents, each way."""
+        self.maps, self.words, self.grid, self.factor = AttentionMaps(request), words, grid, factor
 
     def recorder(self, step: int, rows: tuple[bam.Row, ...]) -> MapRecorder | None:
         """For the rows of one forward; None where nothing of it is asked for."""
@@ -56,7 +55,7 @@ class MapCollector:
         return MapRecorder(
             [rows.index(row) for row in self._looked_at(rows)],
             [token for tokens in self.words for token in tokens],
-            [(y // VAE_FACTOR, x // VAE_FACTOR) for x, y in request.points],
+            [(y // self.factor, x // self.factor) for x, y in request.points],
             self.grid,
             request.levels,
         )
@@ -85,7 +84,7 @@ def find_words(words: tuple[str, ...], text: str, tokenizer: ClipTokenizer) -> l
     pieces = tokenizer.tokens(text)
     found = []
     for word in words:
-        wanted = tokenizer.tokens(word)
+        wanted = tokenizer.tokens(word) if is_unicode(word) else []
         starts = [i for i in range(len(pieces)) if wanted and pieces[i : i + len(wanted)] == wanted]
         if not starts:
             raise InputError(f"words of the text were wanted to look at, but {word!r} is not in {text!r}")

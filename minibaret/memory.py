@@ -45,6 +45,8 @@ class Savings:
     def __post_init__(self) -> None:
         if self.max_rows is not None and not (isinstance(self.max_rows, int) and self.max_rows > 0):
             raise InputError(f"max rows must be a whole number, at least 1, got {self.max_rows!r}")
+        if self.unet_dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+            raise InputError(f"unet dtype must be torch.float32, float16 or bfloat16, got {self.unet_dtype!r}")
 
     def __str__(self) -> str:
         names = ["networks on demand"] * self.on_demand + ["tiled VAE"] * self.tiled_vae
@@ -76,7 +78,7 @@ def parse_limit(limit: str | int | float) -> int:
     found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*(?:([KMG]I?)?B?)\s*", str(limit), re.IGNORECASE)
     try:
         count = int(float(found[1]) * UNITS[(found[2] or "").upper()])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         count = 0
     if count <= 0:
         raise InputError(f"a memory limit such as 4G or 900M was wanted, got {limit!r}")
@@ -89,7 +91,7 @@ def estimate(work: Work, savings: Savings) -> int:
     weights = {part: numbers * dtypes[part].itemsize for part, numbers in work.numbers.items()}
     vae, unet = work.config.vae, work.config.unet
     pixels = work.size[0] * work.size[1]
-    latents = pixels // 4 ** (len(vae.channels) - 1)
+    latents = pixels // work.config.latent_factor**2
     layers, number = _layers(unet), dtypes["unet"].itemsize * (HALF if dtypes["unet"].itemsize == 2 else 1)
     tuned = CHECKPOINTED + CHECKPOINT * layers if savings.checkpointing else TUNED * layers
     rows = min(work.rows, savings.max_rows or work.rows)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .models.tokenizer import ClipTokenizer
 from .settings import Settings
+from .weights.folder import tuples
 
 PARTS = ("text_encoder", "vae", "unet")  # in the order that ends with the one needed next
 TRAJECTORY_SETTINGS = ("steps", "inversion_text")  # the trajectory follows from these, the picture and the model
@@ -45,10 +46,10 @@ class Origin:
     ) -> "Origin":
         """part: gives the network of a name in PARTS, one after another, and every byte of its weights is read;
         picture: RGB, fitted already."""
-        weights = {}
+        weights, dtypes = {}, {}
         for name in PARTS:
             network = part(name)
-            weights[name] = network_digest(network)
+            weights[name], dtypes[name] = network_digest(network), next(network.parameters()).dtype
         return cls(
             picture=hashlib.sha256(picture.tobytes()).hexdigest(),
             size=picture.size,
@@ -56,15 +57,15 @@ class Origin:
             text=text,
             tokens=tuple(tokenizer(text)),
             weights=weights,
-            dtype=str(next(network.parameters()).dtype).removeprefix("torch."),
-            settings={name: _tupled(getattr(settings, name)) for name in INVERSION_SETTINGS},
+            dtype=str(dtypes["unet"]).removeprefix("torch."),
+            settings=inversion_settings(settings),
         )
 
     @classmethod
     def from_json(cls, text: str) -> "Origin":
         """What `to_json` wrote. Raises ValueError, TypeError or AttributeError where it is something else."""
-        values = {name: _tupled(value) for name, value in json.loads(text).items()}
-        values["settings"] = {name: _tupled(value) for name, value in values["settings"].items()}
+        values = tuples(json.loads(text))
+        values["settings"] = tuples(values["settings"])
         return cls(**values)
 
     def to_json(self) -> str:
@@ -92,6 +93,11 @@ class Origin:
         return found
 
 
+def inversion_settings(settings: Settings) -> dict[str, object]:
+    """Those that an inversion depends on."""
+    return tuples({name: getattr(settings, name) for name in INVERSION_SETTINGS})
+
+
 def network_digest(network: nn.Module) -> str:
     """SHA-256 over the network's config and each tensor's name, dtype, shape and every byte, as they are in memory: the
     same weights in another dtype, or a single value that changed, give another. It does not see the code that runs
@@ -107,10 +113,6 @@ def network_digest(network: nn.Module) -> str:
 def tensor_digest(tensor: Tensor) -> bytes:
     """SHA-256 of a tensor's bytes, in the order of its elements, whatever its memory format and device."""
     return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()
-
-
-def _tupled(value):
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _times(size: tuple[int, int]) -> str:

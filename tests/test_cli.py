@@ -1,5 +1,6 @@
 """The command line on the shipped miniature, with few steps."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def test_any_size_is_brought_to_the_models(tmp_path, shape):
     ("arguments", "said"),
     [
         (["", ""], "a text that says what the picture should show was wanted"),
+        (["", "a dog \udcff"], r"a text in UTF-8 was wanted, got bytes that are none: 'a dog \udcff'"),
         (["", "a dog " * 60], "only|at most 75 fit; these words do not: 'dog a dog"),
         (["", "a dog", "--steps", "0"], "steps must be a whole number from 1 to 999, got 0"),
         (["", "a dog", "--self-steps", "1.5"], "self steps must be a number from 0 to 1, got 1.5"),
@@ -79,6 +81,10 @@ def test_any_size_is_brought_to_the_models(tmp_path, shape):
         (["", "a dog", "--transition", "0.8:1.2"], "transition must be two numbers from 0 to 1"),
         (["", "a dog", "--learning-rate", "-1"], "learning rate must be a number above 0"),
         (["", "a dog", "--width", "100"], "width and height must be multiples of 32 pixels, got 100×128"),
+        (["", "a dog", "--width", "0"], "width and height must be multiples of 32 pixels, got 0×128"),
+        (["", "a dog", "--height", "0"], "width and height must be multiples of 32 pixels, got 128×0"),
+        (["", "a dog", "--memory", "1e999"], "a memory limit such as 4G or 900M was wanted, got '1e999'"),
+        (["", "a dog", "--device", "meta"], "device must be auto, cpu, cuda or cuda:N, got 'meta'"),
         (["", "a dog", "--device", "tpu9"], "device must be auto, cpu, cuda or cuda:N, got 'tpu9'"),
         (["", "a dog", "--dtype", "int8"], "dtype must be auto, float32, float16 or bfloat16, got 'int8'"),
         (["", "a dog", "--max-rows", "0"], "max rows must be a whole number, at least 1, got 0"),
@@ -86,6 +92,7 @@ def test_any_size_is_brought_to_the_models(tmp_path, shape):
         (["", "a dog", "-o", "edited.txt"], "must end in .png"),
         (["", "a dog", "-o", "no/such/folder.png"], "there is no folder"),
         (["missing.png", "a dog"], "there is no picture at missing.png"),
+        (["x" * 300, "a dog"], "File name too long|there is no picture"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, dog, capsys, arguments, said):
@@ -95,6 +102,16 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, dog,
     sentence = refused(capsys, "edit", image or dog, *rest, *([] if "--steps" in rest else QUICK))
     assert any(words in sentence for words in said.split("|"))
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("where", [None, "edited.png"])
+def test_what_the_system_refuses_is_one_sentence_too(monkeypatch, capsys, where):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", where)
+
+    monkeypatch.setattr("minibaret.weights.inspect", fail)
+    said = refused(capsys, "inspect", "folder")
+    assert said.endswith(f"but {f'{where}: ' if where else ''}No space left on device")
 
 
 def test_maps_draws_where_words_are_looked_at(tmp_path, dog, capsys):

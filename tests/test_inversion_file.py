@@ -243,6 +243,10 @@ def test_damaged_files_are_refused_and_left_alone(tmp_path, small, picture):
     save_file({"a": torch.zeros(3)}, path, {"format": "minibaret inversion", "version": "2"})
     with pytest.raises(minibaret.InputError, match="has version 2 of the format; this minibaret reads 1"):
         load_inversion(path)
+    index = tmp_path / "dog.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": path.name}}))
+    with pytest.raises(minibaret.InputError, match=r"index\.json is not a safetensors file"):
+        load_inversion(index)
     with pytest.raises(minibaret.InputError, match="there is no inversion file"):
         load_inversion(tmp_path / "missing.safetensors")
 

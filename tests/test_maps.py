@@ -11,6 +11,7 @@ from minibaret import balanced_attention as bam
 from minibaret import baret
 from minibaret.errors import InputError
 from minibaret.maps import MapCollector, MapRequest, check_request, find_words
+from minibaret.models.configs import SD15, VAEConfig
 from minibaret.models.injection import Injection
 from minibaret.models.recorder import MapRecorder
 from minibaret.models.tokenizer import ClipTokenizer
@@ -77,7 +78,7 @@ def test_injected_rows_show_the_map_they_take(unet):
 @pytest.mark.parametrize("rigid", [False, True])
 def test_maps_of_every_process_at_the_steps_asked_for(unet, rigid):
     settings = dataclasses.replace(SHORT, rigid=rigid)
-    collector = MapCollector(MapRequest(("dog", "lying"), ((3, 60),), steps=(0, 4)), [[1], [2, 3]], (8, 8))
+    collector = MapCollector(MapRequest(("dog", "lying"), ((3, 60),), steps=(0, 4)), [[1], [2, 3]], (8, 8), 8)
     maps = run(unet, collector, settings).maps
     assert set(maps.words) == set(maps.points) == {0, 4}
     for step in (0, 4):
@@ -94,16 +95,24 @@ def test_maps_of_every_process_at_the_steps_asked_for(unet, rigid):
 
 def test_recording_does_not_change_the_edit(unet):
     plain = run(unet)
-    recorded = run(unet, MapCollector(MapRequest(("dog",)), [[1]], (8, 8)))
+    recorded = run(unet, MapCollector(MapRequest(("dog",)), [[1]], (8, 8), 8))
     assert plain.maps is None and len(recorded.maps.words) == 5
     assert torch.allclose(plain.latents["edit"], recorded.latents["edit"], atol=1e-4)
+
+
+def test_points_fall_on_the_latents_of_the_models_own_vae():
+    config = dataclasses.replace(SD15, vae=VAEConfig(channels=(8, 16, 16)))
+    assert (SD15.latent_factor, config.latent_factor, config.size_multiple) == (8, 4, 32)
+    collector = MapCollector(MapRequest(points=((3, 60),)), [], (32, 32), config.latent_factor)
+    assert collector.recorder(0, bam.all_rows(0, SHORT)).points == [(15, 0)]
 
 
 def test_words_are_found_in_the_text():
     tokenizer = ClipTokenizer([("d", "o"), ("do", "g</w>")])
     assert find_words(("Dog", "on"), "a dog on a dog", tokenizer) == [[2, 6], [3, 4]]
-    with pytest.raises(InputError, match="'cat' is not in 'a dog'"):
-        find_words(("cat",), "a dog", tokenizer)
+    for word in ("cat", "\udcff"):
+        with pytest.raises(InputError, match=r"is not in 'a dog'"):
+            find_words((word,), "a dog", tokenizer)
 
 
 @pytest.mark.parametrize(

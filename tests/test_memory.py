@@ -223,7 +223,9 @@ def test_limits_are_read(text, size):
     assert parse_limit(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "4X", "-4G", "4,5G", "0G", "many", "1..2G", "nan", "inf", "4GG", True, 0])
+@pytest.mark.parametrize(
+    "text", ["", "G", "4X", "-4G", "4,5G", "0G", "many", "1..2G", "nan", "inf", "4GG", "1e999", "9e307G", True, 0]
+)
 def test_nonsense_is_no_limit(text):
     with pytest.raises(InputError, match="a memory limit such as 4G or 900M was wanted, got"):
         parse_limit(text)
@@ -274,6 +276,30 @@ def test_a_limit_is_refused_before_any_weight_is_read(monkeypatch):
     with pytest.raises(InputError, match=r"100M cannot be kept: this edit at 128×128 needs \d+M at least \(with netw"):
         editor.edit(dog(128, 128), TEXT)
     assert editor.model._here == set()
+
+
+def test_a_dtype_of_the_unet_alone_takes_effect_without_a_limit():
+    with pytest.raises(InputError, match="float16 or bfloat16, got 'bfloat16'"):
+        Savings(unet_dtype="bfloat16")
+    editor = minibaret.load(savings=Savings(unet_dtype=torch.bfloat16))
+    result = editor.edit(dog(128, 128), TEXT, editor.settings(steps=1, inner_steps=0))
+    assert str(result.savings) == "UNet in bfloat16" and editor.model.unet.dtype == torch.bfloat16
+    assert editor.model.vae.quant_conv.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_edit_from_a_finished_inversion_is_planned_in_its_dtype_and_without_tuning(dtype):
+    making = minibaret.load(savings=Savings(unet_dtype=dtype))
+    settings = making.settings(steps=2, inner_steps=1, inversion_text="null")
+    inversion = making.invert(dog(128, 128), TEXT, settings)
+    work = Work(making.config, making.model.numbers(), (128, 128), 1, False, torch.float32, CPU)
+    work = dataclasses.replace(work, rows=6)
+    for limit in (10**11, estimate(work, Savings(True, True, True, dtype, max_rows=1))):
+        saving = minibaret.load(memory_limit=limit)
+        result = saving.edit(dog(128, 128), TEXT, pictures=(), inversion=inversion)
+        assert result.savings.unet_dtype == dtype and result.memory_estimate <= limit
+    with pytest.raises(InputError, match="cannot be kept"):  # from the trajectory alone: its text is tuned
+        saving.edit(dog(128, 128), "a brown dog sitting on grass", pictures=(), inversion=inversion)
 
 
 def test_a_summary_says_what_was_taken(tmp_path, capsys):

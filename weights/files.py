@@ -71,7 +71,7 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    return _open_shards(path) if path.name.endswith(".json") else _open_file(path)
+    return _open_shards(path) if path.name.endswith(".json") else open_file(path)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -83,7 +83,8 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def _open_file(path: Path) -> dict[str, StoredTensor]:
+def open_file(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file, by name. Raises InputError for a pickle, a damaged or another file."""
     refuse_pickle(path)
     size = path.stat().st_size
     if size < 10:
@@ -142,7 +143,7 @@ def _open_shards(index: Path) -> dict[str, StoredTensor]:
         shard = index.parent / name
         if Path(name).name != name or not shard.is_file():
             raise InputError(f"{index} lists the shard {name}, which is not beside it")
-        tensors |= _open_file(shard)
+        tensors |= open_file(shard)
     for key in sorted(places.keys() ^ tensors.keys()):
         raise InputError(f"{index} and its shards disagree about tensor {key}")
     return tensors

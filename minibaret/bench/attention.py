@@ -25,7 +25,7 @@ TEXT = 77  # tokens
 def sites(model: ModelConfig) -> dict[str, tuple[int, int, int]]:
     """(queries, keys, features) of the attention sites, by name: self-4096, cross-4096, …"""
     found = {}
-    latents = model.image_size // 2 ** (len(model.vae.channels) - 1)
+    latents = model.image_size // model.latent_factor
     middle = len(model.unet.channels) - 1
     for level, width in enumerate(model.unet.channels):
         if model.unet.attention[level] or level == middle:

@@ -64,7 +64,7 @@ def bench(options: argparse.Namespace) -> None:
         rounds=f"{rounds}, in turn, after one that does not count",
         **{way: WAYS[way] for way in ways},
     )
-    size, device, dtype = str(side * 2 ** (len(config.vae.channels) - 1)), str(options.device), options.dtype
+    size, device, dtype = str(side * config.latent_factor), str(options.device), options.dtype
     peaks = {
         way: in_process("tune-once", way, str(options.weights), size, device, str(dtype).removeprefix("torch."))
         for way in ways

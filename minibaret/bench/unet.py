@@ -90,7 +90,7 @@ def latents_side(options: argparse.Namespace, config: ModelConfig) -> int:
     size = options.size or config.image_size
     if size < config.size_multiple or size % config.size_multiple:
         raise InputError(f"size must be a multiple of {config.size_multiple} pixels, got {size}")
-    return size // 2 ** (len(config.vae.channels) - 1)
+    return size // config.latent_factor
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -53,9 +53,14 @@ class ModelConfig:
     defaults: dict[str, float | str] = field(default_factory=dict)  # settings this model wants instead of the paper's
 
     @property
+    def latent_factor(self) -> int:
+        """Pixels of the picture to one of the latents, each way."""
+        return 2 ** (len(self.vae.channels) - 1)
+
+    @property
     def size_multiple(self) -> int:
         """Picture sides are a multiple of this many pixels, so that every level of the UNet halves evenly."""
-        return 2 ** (len(self.vae.channels) - 1) * 2 ** (len(self.unet.channels) - 1)
+        return self.latent_factor * 2 ** (len(self.unet.channels) - 1)
 
 
 SD15 = ModelConfig(name="stable-diffusion-1.5", image_size=512)

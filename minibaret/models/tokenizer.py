@@ -60,6 +60,15 @@ class ClipTokenizer:
         return ids + [self.end] * (LENGTH - len(ids))
 
 
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written in UTF-8: bytes that are not stand in it as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_merges(text: str, size: int | None = None) -> list[tuple[str, str]]:
     """The first `size` merges (all if None) of a merges.txt: a version line, then one pair of symbols a line.
 
