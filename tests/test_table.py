@@ -11,7 +11,8 @@ from minibaret.errors import InputError
 from minibaret.miniature import curves, edits, sweep, table
 from minibaret.miniature.charts import FINE, plain, scatter, ticks
 from minibaret.miniature.distortions import DISTORTIONS
-from minibaret.miniature.edits import Edit, Kept, fingerprint, in_workers, score_edits
+from minibaret.miniature.edits import Edit, Kept, in_workers, score_edits
+from minibaret.miniature.fingerprint import fingerprint
 from minibaret.miniature.scene import MEASURED_SEEDS, SWEEP_SEEDS
 from minibaret.miniature.table import Row, as_json, as_text, edit_rows
 from minibaret.miniature.tasks import KINDS
@@ -92,6 +93,15 @@ def test_a_shared_inversion_changes_no_figure(one_thread):
     for scores in (*together, *apart):
         assert scores.pop("seconds") > 0
     assert together == apart and apart[0] != apart[1]
+
+
+def test_a_file_that_keeps_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "notes.txt"
+    for notes in ("first line\nsecond, without an end", '{"of": 3}\n', "[1, 2]\n"):
+        path.write_text(notes)
+        with pytest.raises(InputError, match=r"notes.txt was wanted to keep results in"):
+            Kept(path, "w")
+        assert path.read_text() == notes
 
 
 @pytest.mark.parametrize(
@@ -210,6 +220,7 @@ def test_which_settings_are_tried():
     assert len({str(changes) for changes in drawn}) == 20
     for changes in singly + drawn:
         Settings(**changes)
+    assert not any("transition" in changes for changes in sweep.one_at_a_time(Settings(rigid=True)))
 
 
 def test_a_list_of_settings_is_read_or_refused(tmp_path):
@@ -222,27 +233,32 @@ def test_a_list_of_settings_is_read_or_refused(tmp_path):
             sweep.listed(path)
 
 
-def log(steps, start=0.2) -> str:
-    lines = [{"step": s, "pictures": 8 * s, "seconds": s / 2, "loss": start / s, "psnr": 30 + s / 1e3} for s in steps]
+def log(run, steps, start=0.2) -> str:
+    figures = [{"pictures": 8 * s, "seconds": s / 2, "loss": start / s, "psnr": 30 + s / 1e3} for s in steps]
+    lines = [{"run": run, "step": s, **found} for s, found in zip(steps, figures)]
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def test_a_log_is_split_into_its_runs(tmp_path):
     path = tmp_path / "vae.jsonl"
-    path.write_text(log(range(20, 101, 20)) + log(range(80, 201, 20)) + log(range(20, 61, 20)) + '{"step": 8')
-    steps = [[line["step"] for line in run] for run in curves.read_runs(path)]
-    assert steps == [[20, 40, 60, 80, 100, 120, 140, 160, 180, 200], [20, 40, 60]]
+    path.write_text(
+        log("1", range(20, 101, 20)) + log("1", range(80, 201, 20)) + log("2", range(20, 61, 20)) + '{"step": 8'
+    )
+    steps = {run: [line["step"] for line in lines] for run, lines in curves.read_runs(path).items()}
+    assert steps == {"1": [20, 40, 60, 80, 100, 120, 140, 160, 180, 200], "2": [20, 40, 60]}
 
 
 def test_curves_are_thinned_kept_and_drawn_again_without_the_log(tmp_path):
     runs, kept = tmp_path / "runs", tmp_path / "curves.json"
     assert curves.keep_curves(runs, kept) == {} and not kept.exists()
     runs.mkdir()
-    (runs / "vae.jsonl").write_text(log(range(20, 20_001, 20)) + log(range(20, 4_001, 20), start=0.1))
-    found = curves.keep_curves(runs, kept)
-    first, second = found["vae"]
-    assert 190 <= len(first["loss"]) + len(second["loss"]) <= 201
-    assert first["pictures"][-1] == 160_000 and second["pictures"][-1] == 32_000  # the ends are always there
+    (runs / "vae.jsonl").write_text(log("2", range(20, 20_001, 20)))
+    curves.keep_curves(runs, kept)
+    (runs / "vae.jsonl").write_text(log("1", range(20, 201, 20)) + log("3", range(20, 4_001, 20), start=0.1))
+    found = curves.keep_curves(runs, kept)  # the log of the second run is gone
+    first, second, third = found["vae"].values()
+    assert [len(run["loss"]) for run in (first, second, third)] == [10, 200, 200]
+    assert second["pictures"][-1] == 160_000 and third["pictures"][-1] == 32_000  # the ends are always there
     drawn = curves.draw_curves(found)
     assert np.asarray(drawn).std() > 5
     assert curves.draw_curves(curves.keep_curves(tmp_path / "gone", kept)).tobytes() == drawn.tobytes()

@@ -1,6 +1,7 @@
 """Training the miniature: what it may see, what its losses measure, and that a run goes on where it stopped."""
 
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -8,13 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from minibaret.errors import InputError
 from minibaret.miniature import data
-from minibaret.miniature.loop import Stage, learning_rate, train
+from minibaret.miniature.loop import Stage, check_run, learning_rate, train
 from minibaret.miniature.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
-from minibaret.miniature.stages import build
+from minibaret.miniature.stages import find, prepare
 from minibaret.miniature.train_clip import _one_word_off, relative_distance
+from minibaret.miniature.train_unet import training_latents
+from minibaret.models.configs import MINIATURE
+from minibaret.models.vae import VAE
 from minibaret.weights import MINIATURE_FOLDER
-from minibaret.weights.folder import load_image_encoder
+from minibaret.weights.folder import load_image_encoder, read_config, save_part
+from minibaret.weights.strict import load_part
 
 
 def test_training_cannot_reach_a_held_out_scene(tmp_path):
@@ -84,12 +90,12 @@ class Line(Stage):
 
 
 def test_two_workers_train_and_go_on_where_they_stopped(tmp_path):
-    once = partial(train, Line, runs=tmp_path, weights=tmp_path / "exported", workers=2)
+    once = partial(train, Line, (), runs=tmp_path, weights=tmp_path / "exported", workers=2)
     once(hours=3 / 3600, resume=False)
     stopped_at = float((tmp_path / "exported").read_text())
     first = [json.loads(line) for line in (tmp_path / "line.jsonl").read_text().splitlines()]
     assert first[0]["step"] == 20 and first[0]["pictures"] == 160 and first[0]["twice"] == 2.0
-    with pytest.raises(Exception, match="pass --resume"):
+    with pytest.raises(InputError, match="pass --resume"):
         once(hours=3 / 3600, resume=False)
     once(hours=6 / 3600, resume=True)
     steps = [json.loads(line)["step"] for line in (tmp_path / "line.jsonl").read_text().splitlines()]
@@ -97,9 +103,38 @@ def test_two_workers_train_and_go_on_where_they_stopped(tmp_path):
     assert abs(stopped_at - 2) < 1 and abs(float((tmp_path / "exported").read_text()) - 2) < 1
 
 
+def test_what_cannot_be_trained_is_refused_at_once(tmp_path):
+    for workers in (0, 3, 16):
+        with pytest.raises(InputError, match=f"share a batch of 8 evenly, got {workers}"):
+            check_run(Line, tmp_path, workers, resume=False, start=None)
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
+        check_run(Line, tmp_path, 2, resume=False, start=tmp_path / "nowhere")
+    with pytest.raises(InputError, match="either resumed or begun"):
+        check_run(Line, tmp_path, 2, resume=True, start=tmp_path)
+
+
+def test_training_begins_with_nothing(tmp_path):
+    prepare("clip", tmp_path / "runs", tmp_path / "weights", scenes=1)
+    assert (tmp_path / "weights" / "merges.txt").read_bytes() == (MINIATURE_FOLDER / "merges.txt").read_bytes()
+    assert read_config(tmp_path / "weights").unet == read_config(MINIATURE_FOLDER).unet
+    find("clip")(tmp_path / "runs", tmp_path / "weights", 1)
+
+
+def test_latents_are_of_one_vae(tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(MINIATURE_FOLDER, weights, ignore=shutil.ignore_patterns("examples"))
+    scale, latents = training_latents(tmp_path, weights, 2)
+    assert training_latents(tmp_path, weights, 2)[1].equal(latents)
+    vae = load_part(lambda: VAE(MINIATURE.vae), weights / "vae.safetensors").requires_grad_(False)
+    vae.quant_conv.weight *= 2
+    save_part(vae, weights / "vae.safetensors")
+    other_scale, _ = training_latents(tmp_path, weights, 2)
+    assert other_scale != scale
+
+
 @pytest.mark.parametrize("name, file", [("clip", "image_encoder"), ("clip", "text_encoder"), ("vae", "vae")])
 def test_a_run_can_begin_with_the_shipped_weights(name, file, tmp_path):
-    stage = build(name, tmp_path, MINIATURE_FOLDER, scenes=1)
+    stage = find(name)(tmp_path, MINIATURE_FOLDER, 1)
     stage.restore(MINIATURE_FOLDER)
     stage.export(tmp_path)
     assert (tmp_path / f"{file}.safetensors").read_bytes() == (MINIATURE_FOLDER / f"{file}.safetensors").read_bytes()

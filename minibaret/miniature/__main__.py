@@ -11,7 +11,6 @@ import argparse
 import json
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 
 from ..errors import InputError
@@ -30,26 +29,26 @@ def main() -> None:
     command.add_argument("--hours", type=float, required=True, help="training time in all, earlier runs included")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     command.add_argument("--start", type=Path, metavar="FOLDER", help="weights that a new run begins with")
-    command.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
-    command.add_argument("--scenes", type=int, default=20_000, help="pictures in the training set (default 20000)")
+    command.add_argument("--workers", type=_count, default=2, help="processes, one thread each (default 2)")
+    command.add_argument("--scenes", type=_count, default=20_000, help="pictures in the training set (default 20000)")
     command.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints, logs, samples (default runs/)")
     command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where the result goes")
     command.set_defaults(run=_train)
 
     command = commands.add_parser("measure", help="the whole table: networks and edits on held-out scenes")
-    command.add_argument("--scenes", type=int, default=200, help="for the networks by themselves (default 200)")
-    command.add_argument("--edits", type=int, default=200, help="scenes of each kind of edit (default 200)")
-    command.add_argument("--distorted", type=int, metavar="N", help="scenes of each distortion (default: as --edits)")
+    command.add_argument("--scenes", type=_count, default=200, help="for the networks by themselves (default 200)")
+    command.add_argument("--edits", type=_count, default=200, help="scenes of each kind of edit (default 200)")
+    command.add_argument("--distorted", type=_count, metavar="N", help="scenes a distortion (default: as --edits)")
     command.add_argument("--json", action="store_true", help="print the table as one JSON line last")
     _add_workers(command)
     command.set_defaults(run=_measure)
 
     command = commands.add_parser("sweep", help="score settings on scenes kept for that")
     command.add_argument("--kind", choices=KINDS, default="posture", help="what is edited (default %(default)s)")
-    command.add_argument("--scenes", type=int, default=24, help="edits a setting; fewer tell little (default 24)")
+    command.add_argument("--scenes", type=_count, default=24, help="edits a setting; fewer tell little (default 24)")
     which = command.add_mutually_exclusive_group()
     which.add_argument("--settings", type=Path, metavar="FILE", help="a JSON list of settings to try")
-    which.add_argument("--random", type=int, metavar="N", help="try N drawn at random; without, one change at a time")
+    which.add_argument("--random", type=_count, metavar="N", help="try N at random; without, one change at a time")
     command.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
     _add_workers(command)
     command.set_defaults(run=_sweep)
@@ -63,7 +62,7 @@ def main() -> None:
     command = commands.add_parser("pictures", help="draw the card's pictures anew: samples, edits, curves")
     command.add_argument("--folder", type=Path, help="where they go (default: examples/ beside the weights)")
     command.add_argument("--runs", type=Path, default=Path("runs"), help="where the logs are (default runs/)")
-    command.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    command.add_argument("--workers", type=_count, default=2, help="processes, one thread each (default 2)")
     command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
     command.set_defaults(run=_pictures)
 
@@ -75,44 +74,42 @@ def main() -> None:
         parser.error(str(error))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number, at least 1, was wanted, got {text!r}")
+    return int(text)
+
+
 def _add_workers(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    command.add_argument("--workers", type=_count, default=2, help="processes, one thread each (default 2)")
     command.add_argument("--keep", type=Path, metavar="FILE", help="edits that are done, to go on with: JSON lines")
     command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
 
 
 def _train(options: argparse.Namespace) -> None:
-    from .loop import train
-    from .stages import build, prepare
+    from .loop import check_run, train
+    from .stages import find, prepare
 
-    arguments = (options.stage, options.runs, options.weights, options.scenes)
-    prepare(*arguments)
-    train(
-        partial(build, *arguments),
-        options.hours,
-        options.runs,
-        options.weights,
-        options.workers,
-        options.resume,
-        options.start,
-    )
+    stage, (runs, weights, scenes) = find(options.stage), (options.runs, options.weights, options.scenes)
+    check_run(stage, runs, options.workers, options.resume, options.start)
+    prepare(options.stage, runs, weights, scenes)
+    arguments = (runs, weights, scenes)
+    train(stage, arguments, options.hours, runs, weights, options.workers, options.resume, options.start)
 
 
 def _measure(options: argparse.Namespace) -> None:
     from ..loading import load
     from ..progress import ProgressBars
     from ..weights.folder import load_image_encoder
-    from .edits import Kept, fingerprint
+    from .edits import Kept
+    from .fingerprint import fingerprint
     from .table import as_json, as_text, table
 
     distorted = options.edits if options.distorted is None else options.distorted
-    if not 1 <= distorted <= options.edits or options.scenes < 1:
-        raise InputError(
-            "at least one scene, one edit and no more distorted edits than edits were wanted, got "
-            f"{options.scenes}, {options.edits} and {distorted}"
-        )
+    if distorted > options.edits:
+        raise InputError(f"no more distorted edits than edits were wanted, got {distorted} and {options.edits}")
+    editor, tower = load(options.weights, "cpu"), load_image_encoder(options.weights)
     kept = Kept(options.keep, fingerprint(options.weights))
-    editor, tower = load(options.weights), load_image_encoder(options.weights)
     counts = (options.scenes, options.edits, distorted)
     with ProgressBars() as bars:
         rows = table(editor, tower, options.weights, *counts, kept, options.workers, bars.count)
@@ -124,13 +121,14 @@ def _measure(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from ..loading import load
     from ..progress import ProgressBars
-    from .edits import Kept, fingerprint
+    from ..weights.folder import read_config
+    from .edits import Kept
+    from .fingerprint import fingerprint
     from .sweep import at_random, listed, one_at_a_time, sweep
     from .tasks import KIND_SETTINGS
 
-    if options.scenes < 1:
-        raise InputError(f"scenes must be at least 1, got {options.scenes}")
-    editor, kept = load(options.weights), Kept(options.keep, fingerprint(options.weights))
+    read_config(options.weights)  # says so where the weights are no minibaret folder
+    editor, kept = load(options.weights, "cpu"), Kept(options.keep, fingerprint(options.weights))
     if options.settings:
         tried = listed(options.settings)
     elif options.random:
@@ -142,8 +140,18 @@ def _sweep(options: argparse.Namespace) -> None:
         print(json.dumps(line), flush=True)
 
     with ProgressBars() as bars:
-        where = (options.weights, options.kind, tried, options.scenes, kept, options.workers, options.weights)
-        sweep(editor, *where, say, bars.count)
+        sweep(
+            editor,
+            options.weights,
+            options.kind,
+            tried,
+            options.scenes,
+            kept=kept,
+            workers=options.workers,
+            folder=options.weights,
+            watch=say,
+            progress=bars.count,
+        )
 
 
 def _curves(options: argparse.Namespace) -> None:

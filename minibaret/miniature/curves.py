@@ -1,7 +1,7 @@
 """Training curves: the logs of the stages, thinned to what a chart can show and kept beside the weights, and the chart.
 
-A stage's log may hold several runs, each begun with the weights of the one before it; they are drawn one after the
-other, a thin line between them.
+A stage may have had several runs, each begun with the weights of the one before it; they are drawn one after the other,
+a thin line between them.
 """
 
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files import write_whole
 from .charts import FINE, Axes, canvas
 from .stages import STAGES
 
@@ -18,57 +19,54 @@ TITLES = {
     "psnr": "PSNR of the training pictures, dB",
     "error": "squared error of the noise",
 }
-LINES = 200  # kept of a stage
+LINES = 200  # kept of a run
 WIDTH, HEIGHT = 470, 260  # pixels, a chart
 
 Columns = dict[str, list[float]]  # a run's figures, one list each; "pictures" among them
+Curves = dict[str, dict[str, Columns]]  # by stage, then by run: when it began
 
 
-def keep_curves(runs: Path, path: Path) -> dict[str, list[Columns]]:
+def keep_curves(runs: Path, path: Path) -> Curves:
     """The curves in `path`, brought up to date with the logs that are in `runs` and written back where there are any.
 
-    Returns the stages' runs. Without a file or a log there are none.
+    Without a file or a log there are none.
     """
-    curves = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    curves: Curves = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     logs = {stage: runs / f"{stage}.jsonl" for stage in STAGES if (runs / f"{stage}.jsonl").exists()}
     for stage, log in logs.items():
-        split = read_runs(log)
-        every = max(1, -(-sum(map(len, split)) // LINES))
-        curves[stage] = [columns(run[::-1][::every][::-1], FIGURES[stage]) for run in split]
+        for run, lines in read_runs(log).items():
+            every = -(-len(lines) // LINES)
+            curves.setdefault(stage, {})[run] = columns(lines[::-1][::every][::-1], FIGURES[stage])
     if logs:
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(curves) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    return {stage: curves[stage] for stage in STAGES if stage in curves}
+        text = json.dumps(curves) + "\n"
+        write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
+    return {stage: dict(sorted(curves[stage].items())) for stage in STAGES if stage in curves}
 
 
-def read_runs(log: Path) -> list[list[dict[str, float]]]:
+def read_runs(log: Path) -> dict[str, list[dict]]:
     """The lines of a log by run.
 
-    A run that was stopped goes on from its last checkpoint, some steps back: what it had logged beyond is dropped. A
-    line with a step no later than the log's first begins another run.
+    A run that was stopped goes on from its last checkpoint, some steps back: what it had logged beyond is dropped.
     """
     text = log.read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    split: list[list[dict[str, float]]] = []
-    for line in lines:
-        if line["step"] <= lines[0]["step"]:
-            split.append([])
-        while split[-1] and split[-1][-1]["step"] >= line["step"]:
-            split[-1].pop()
-        split[-1].append(line)
-    return split
+    found: dict[str, list[dict]] = {}
+    for line in map(json.loads, text[: text.rfind("\n") + 1].splitlines()):
+        lines = found.setdefault(line["run"], [])
+        while lines and lines[-1]["step"] >= line["step"]:
+            lines.pop()
+        lines.append(line)
+    return found
 
 
-def columns(run: list[dict[str, float]], figures: tuple[str, ...]) -> Columns:
+def columns(run: list[dict], figures: tuple[str, ...]) -> Columns:
     return {name: [line[name] for line in run] for name in ("pictures", "seconds", *figures) if name in run[0]}
 
 
-def draw_curves(curves: dict[str, list[Columns]]) -> Image.Image:
+def draw_curves(curves: Curves) -> Image.Image:
     """A row of charts for each stage: its figures against the pictures seen, all its runs after one another."""
     image, draw = canvas(2 * WIDTH, 50 + len(curves) * HEIGHT, "training curves")
-    for row, (stage, split) in enumerate(curves.items()):
-        starts = [0.0]
+    for row, (stage, runs) in enumerate(curves.items()):
+        split, starts = list(runs.values()), [0.0]
         for run in split:
             starts.append(starts[-1] + run["pictures"][-1])
         for column, figure in enumerate(FIGURES[stage]):

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import write_whole
 from .drawing import render
+from .fingerprint import world_fingerprint
 from .scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, POSTURES, TRAINING_SEEDS, Scene
 
 OMISSIONS = ((), ("colour",), ("ground",), ("colour", "ground"))
@@ -21,16 +23,19 @@ def training_scene(index: int) -> Scene:
 
 
 def training_pictures(folder: Path, count: int, size: int = 128) -> np.ndarray:
-    """The first `count` training scenes as uint8 (count, size, size, 3), drawn once and kept in `folder`."""
-    path = folder / f"pictures-{count}-{size}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
+    """The first `count` training scenes as uint8 (count, size, size, 3), drawn once for a state of
+    the world and kept in `folder`."""
+    path = folder / f"pictures-{count}-{size}-{world_fingerprint()}.npy"
+
+    def draw(unfinished: str) -> None:
         pictures = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
         for index in range(count):
             pictures[index] = np.asarray(render(training_scene(index), size))
         pictures.flush()
-        unfinished.rename(path)
+
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, draw)
     return np.load(path, mmap_mode="r")
 
 

@@ -1,10 +1,9 @@
-"""Scores many edits of drawn scenes: in worker processes of one thread each, and each kept in a file as it is done.
+"""Scores many edits of drawn scenes: in worker processes of one thread each, and kept in a file as they are done.
 
 One thread a process, because two that share a small step wait for each other longer than they work.
 """
 
 import dataclasses
-import hashlib
 import json
 import multiprocessing as mp
 import os
@@ -19,13 +18,12 @@ import torch
 from PIL import Image
 
 from ..editor import Editor
+from ..errors import InputError
 from ..evaluation import invert, score
 from ..loading import load
 from ..origin import INVERSION_SETTINGS
 from ..settings import Settings
-from .drawing import render
 from .loop import KEEP_MEMORY
-from .scene import ANIMALS, POSTURES, Scene
 from .tasks import task_of
 
 
@@ -42,20 +40,23 @@ class Edit:
 class Kept:
     """Results by what they are of, one JSON line each; in a file where a path is given, so that work can go on there.
 
-    A line that was cut short, as by a kill, is dropped. weights: the `fingerprint` that results are of; results of
-    other weights stay in the file and are not seen.
+    A last line that was cut short, as by a kill, is dropped. weights: the `fingerprint` that results are of; results of
+    other weights stay in the file and are not seen. Raises InputError where the file holds something else.
     """
 
     def __init__(self, path: Path | None, weights: str):
         self.path, self.weights = path, weights
         self.results: dict[str, dict] = {}
         if path and path.exists():
-            text = path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:
-                path.write_text(whole, encoding="utf-8")
-            for line in map(json.loads, whole.splitlines()):
-                self.results[json.dumps(line["of"])] = line["result"]
+            data = path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            try:
+                lines = [json.loads(line) for line in whole.splitlines()]
+                self.results = {json.dumps(line["of"]): line["result"] for line in lines}
+            except (ValueError, TypeError, KeyError):
+                raise InputError(f"{path} was wanted to keep results in, but holds something else") from None
+            if whole != data:
+                os.truncate(path, len(whole))
         elif path:
             path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -113,19 +114,6 @@ def in_workers(function: Callable, arguments: Sequence[tuple], workers: int) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def fingerprint(weights: Path) -> str:
-    """Names the networks, their sizes and the drawn world: what was measured on one fingerprint holds for it alone."""
-    config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
-    config.pop("defaults", None)  # an edit names its settings itself
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for path in (*sorted(weights.glob("*.safetensors")), weights / "merges.txt"):
-        digest.update(path.read_bytes())
-    for number, animal in enumerate(ANIMALS):
-        for posture in POSTURES[animal]:
-            digest.update(render(Scene(number, animal, posture, "brown", "grass", "a red hat"), 64).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _inverted(edit: Edit) -> Edit:
     """Stands for all edits that begin with the same inversion."""
     what_counts = {name: getattr(edit.settings, name) for name in INVERSION_SETTINGS}
@@ -153,4 +141,4 @@ def _pictures(weights: Path, edit: Edit) -> list[Image.Image]:
 
 @cache
 def _editor(weights: Path) -> Editor:
-    return load(weights)
+    return load(weights, "cpu")

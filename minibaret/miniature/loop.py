@@ -6,8 +6,6 @@ two OpenMP threads that share a small step wait for each other longer than they 
 
 import json
 import os
-import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,9 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import InputError
+from ..files import write_whole
 
 CHECKPOINT_EVERY = 180.0  # seconds
 GRID_EVERY = 900.0
@@ -56,43 +57,61 @@ class Stage:
 
 @dataclass
 class Progress:
+    run: str = ""  # when it began, UTC
     step: int = 0
     pictures: int = 0
     seconds: float = 0.0
 
 
+def check_run(stage: type[Stage], runs: Path, workers: int, resume: bool, start: Path | None) -> None:
+    """Raises InputError where a run could not begin so."""
+    checkpoint = runs / f"{stage.name}.pt"
+    if resume and start is not None:
+        raise InputError("a run is either resumed or begun with the weights in a folder, got both")
+    if checkpoint.exists() and not resume:
+        raise InputError(f"{checkpoint} exists: pass --resume to continue it, or move it away to start anew")
+    if start is not None and not start.is_dir():
+        raise InputError(f"there is no folder {start} of weights to begin with")
+    if workers < 1 or stage.batch % workers:
+        raise InputError(f"workers must share a batch of {stage.batch} evenly, got {workers} of them")
+
+
 def train(
-    make_stage, hours: float, runs: Path, weights: Path, workers: int, resume: bool, start: Path | None = None
+    stage: type[Stage],
+    arguments: tuple,
+    hours: float,
+    runs: Path,
+    weights: Path,
+    workers: int,
+    resume: bool,
+    start: Path | None = None,
 ) -> None:
     """Trains until `hours` of each worker's processor time have passed, over all runs together, then exports to
-    `weights`.
+    `weights`. See `check_run` for what is refused.
 
-    make_stage: a picklable function of no arguments that builds the stage in each worker. Without `resume`, a run that
-    exists is refused with FileExistsError. start: a folder of weights that a new run begins with, its optimiser fresh.
+    stage, arguments: what each worker builds. start: a folder of weights that a new run begins with, its optimiser
+    fresh. The workers share four bytes of memory for each parameter and worker.
     """
+    check_run(stage, runs, workers, resume, start)
     os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")
     runs.mkdir(parents=True, exist_ok=True)
-    # an exit takes the daemonic workers along, a bare signal does not
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     spawn = mp.get_context("spawn")
     meeting = spawn.Barrier(workers), spawn.SimpleQueue()
-    mp.spawn(_work, (make_stage, hours, runs, weights, workers, resume, start, meeting), nprocs=workers, daemon=True)
+    mp.spawn(_work, (stage, arguments, hours, runs, weights, workers, start, meeting), nprocs=workers, daemon=True)
 
 
-def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resume, start, meeting) -> None:
+def _work(rank: int, make_stage, arguments, hours, runs: Path, weights: Path, workers, start, meeting) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    stage: Stage = make_stage()
+    stage: Stage = make_stage(*arguments)
     checkpoint = runs / f"{stage.name}.pt"
-    if checkpoint.exists() and not resume:
-        raise FileExistsError(f"{checkpoint} exists: pass --resume to continue it, or move it away to start anew")
-    if start is not None and not checkpoint.exists():
+    if start is not None:
         stage.restore(start)
     parameters = [p for p in stage.modules.parameters() if p.requires_grad]
     mean = MeanOverWorkers(rank, workers, sum(p.numel() for p in parameters) + 1, *meeting)
     optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average = {name: value.detach().clone() for name, value in stage.modules.state_dict().items()}
-    progress = Progress()
+    progress = Progress(time.strftime("%Y-%m-%d %H:%M", time.gmtime()))
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         stage.modules.load_state_dict(saved["modules"])
@@ -101,6 +120,10 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resu
 
     def draw() -> None:
         _with_average(stage, average, lambda: stage.samples(runs / f"{stage.name}-{progress.step:06d}.png"))
+
+    def save() -> None:
+        state = {"modules": stage.modules.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+        write_whole(checkpoint, lambda unfinished: torch.save({**state, "progress": vars(progress)}, unfinished))
 
     generator = torch.Generator().manual_seed(1_000_003 * progress.step + rank)
     saved_at = drawn_at = time.monotonic()
@@ -120,23 +143,23 @@ def _work(rank: int, make_stage, hours, runs: Path, weights: Path, workers, resu
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _follow(average, stage.modules, min(stage.ema, (1 + progress.step) / (10 + progress.step)))
-        progress = Progress(progress.step + 1, progress.pictures + stage.batch, progress.seconds + seconds)
+        progress.step += 1
+        progress.pictures += stage.batch
+        progress.seconds += seconds
         if rank:
             continue
         for name, value in {"loss": loss.item(), **measured}.items():
             figures[name] = 0.95 * figures.get(name, value) + 0.05 * value
         if progress.step % LOG_EVERY == 0:
-            line = {**vars(progress), "rate": rate, **figures}
-            with open(runs / f"{stage.name}.jsonl", "a") as log:
-                log.write(json.dumps({key: float(f"{value:.5g}") for key, value in line.items()}) + "\n")
+            _log(runs / f"{stage.name}.jsonl", progress, {"rate": rate, **figures})
         if time.monotonic() - saved_at > CHECKPOINT_EVERY:
-            _save(checkpoint, stage, optimizer, average, progress)
+            save()
             saved_at = time.monotonic()
         if time.monotonic() - drawn_at > GRID_EVERY:
             draw()
             drawn_at = time.monotonic()
     if rank == 0:
-        _save(checkpoint, stage, optimizer, average, progress)
+        save()
         draw()
         _with_average(stage, average, lambda: stage.export(weights))
 
@@ -199,15 +222,8 @@ def _with_average(stage: Stage, average: dict[str, Tensor], action) -> None:
     stage.modules.load_state_dict(trained)
 
 
-def _save(path: Path, stage: Stage, optimizer, average: dict[str, Tensor], progress: Progress) -> None:
-    unfinished = path.with_suffix(".part")
-    torch.save(
-        {
-            "modules": stage.modules.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average,
-            "progress": vars(progress),
-        },
-        unfinished,
-    )
-    unfinished.replace(path)
+def _log(path: Path, progress: Progress, figures: dict[str, float]) -> None:
+    counted = vars(progress) | figures
+    line = {name: value if isinstance(value, str) else float(f"{value:.5g}") for name, value in counted.items()}
+    with open(path, "a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")

@@ -31,7 +31,7 @@ def card_pictures(
     curves = keep_curves(runs, weights / "curves.json")
     if curves:
         yield "curves.png", draw_curves(curves)
-    editor = load(weights)
+    editor = load(weights, "cpu")
     made = []
     # a whole batch, as `measure` samples it: the noise of a smaller one is other noise
     for picture in islice(generate(editor, [Scene.random(seed) for seed in MEASURED_SEEDS[:BATCH]]), SAMPLES):

@@ -1,24 +1,33 @@
-"""The three stages of training by name; each is imported only when it is built."""
+"""The three stages of training by name; each is imported only when it is wanted."""
 
 from importlib import import_module
 from pathlib import Path
 
-from .data import training_pictures
+from ..models.configs import MINIATURE
+from ..models.tokenizer import learn_merges, save_merges
+from ..weights.folder import CONFIG, MERGES, save_config
+from .data import all_captions, training_pictures
 from .loop import Stage
 
 STAGES = {"clip": "ClipStage", "vae": "VaeStage", "unet": "UNetStage"}  # in the order they are trained
 
 
+def find(name: str) -> type[Stage]:
+    """The stage's class. It is built from runs, weights and scenes: earlier stages are read from `weights`."""
+    return getattr(import_module(f".train_{name}", __package__), STAGES[name])
+
+
 def prepare(name: str, runs: Path, weights: Path, scenes: int) -> None:
-    """Draws the training pictures, and for the UNet encodes them, so that the workers find them ready."""
+    """Makes what the workers should find ready: the weights' folder with its config and the captions' merges, the
+    training pictures, and for the UNet their latents."""
+    weights.mkdir(parents=True, exist_ok=True)
+    if not (weights / CONFIG).exists():
+        save_config(MINIATURE, weights)
+    if not (weights / MERGES).exists():
+        merges = MINIATURE.text_encoder.vocabulary - 2 * 256 - 2  # all but the bytes, in two forms, and both ends
+        save_merges(learn_merges(all_captions().values(), merges), weights / MERGES)
     training_pictures(runs, scenes)
     if name == "unet":
         from .train_unet import training_latents
 
         training_latents(runs, weights, scenes)
-
-
-def build(name: str, runs: Path, weights: Path, scenes: int) -> Stage:
-    """The stage `name`, ready to train on that many scenes; earlier stages are read from `weights`."""
-    module = import_module(f".train_{name}", __package__)
-    return getattr(module, STAGES[name])(runs, weights, scenes)

@@ -6,7 +6,7 @@ Few scenes tell nothing: 83 % success over six of them was once 27.5 % over fort
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -14,6 +14,7 @@ from PIL import Image
 from ..editor import Editor
 from ..errors import InputError
 from ..evaluation import means
+from ..files import write_whole
 from ..images import write_image
 from ..settings import Settings
 from .charts import scatter
@@ -36,9 +37,11 @@ Changes = dict[str, object]
 
 
 def one_at_a_time(start: Settings) -> list[Changes]:
-    """No change, then every other choice of each setting by itself."""
+    """No change, then every other choice of each setting by itself, if it makes a difference."""
     found: list[Changes] = [{}]
     for name, values in CHOICES.items():
+        if name == "transition" and start.rigid:
+            continue
         found += [{name: value} for value in values if value != getattr(start, name)]
     return found
 
@@ -61,9 +64,10 @@ def listed(path: Path) -> list[Changes]:
     known = {field.name for field in dataclasses.fields(Settings)}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(found, list) and all(isinstance(changes, dict) for changes in found)
-    except (OSError, ValueError, AssertionError):
-        raise InputError(f"a JSON list of settings, each an object, was wanted in {path}") from None
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(changes, dict) for changes in found):
+        raise InputError(f"a JSON list of settings, each an object, was wanted in {path}")
     for name in {name for changes in found for name in changes} - known:
         raise InputError(f"{path} sets {name!r}; settings are {', '.join(sorted(known))}")
     return [{name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()} for changes in found]
@@ -154,7 +158,6 @@ def _read(path: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def _write(path: Path, lines) -> None:
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n", encoding="utf-8")
-    unfinished.replace(path)
+def _write(path: Path, lines: Iterable[dict]) -> None:
+    text = "[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n"
+    write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))

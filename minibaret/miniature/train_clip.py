@@ -85,7 +85,7 @@ class ClipStage(Stage):
 
 def relative_distance(a: Tensor, b: Tensor, ids_a: Tensor, ids_b: Tensor, ends_a: Tensor) -> Tensor:
     """RMS difference of two captions' embeddings over the RMS of the embeddings, from the first token that differs to
-    the first caption's end token. a, b: (B, 77, width) → (B,)."""
+    the first caption's end token. a, b: (B, n, width) → (B,)."""
     positions = torch.arange(ids_a.shape[1])
     first = (ids_a != ids_b).int().argmax(-1)
     inside = ((positions >= first[:, None]) & (positions <= ends_a[: len(first), None]))[..., None].float()

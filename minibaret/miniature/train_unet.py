@@ -1,11 +1,13 @@
 """Stage 3, the UNet: predicts the noise in the VAE's latents from the caption's embeddings, a tenth of them empty."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..files import write_whole
 from ..models.configs import MINIATURE
 from ..models.text_encoder import TextEncoder
 from ..models.unet import Attention, UNet
@@ -13,6 +15,7 @@ from ..models.vae import VAE
 from ..schedule import TRAINING_STEPS, cumulative_alphas
 from ..weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
 from .data import OMISSIONS, all_captions, attributes, to_pixels, training_pictures, training_scene
+from .fingerprint import world_fingerprint
 from .loop import Stage
 from .sampling import sample
 from .train_vae import grid
@@ -76,17 +79,19 @@ class UNetStage(Stage):
 def training_latents(runs: Path, weights: Path, count: int) -> tuple[float, Tensor]:
     """The scale factor, and the first `count` training pictures as scaled latents, float16 (count, 4, 16, 16).
 
-    Encoded once and kept in `runs`.
+    Encoded once for a VAE and kept in `runs`.
     """
-    path = runs / f"latents-{count}.pt"
+    file = weights / "vae.safetensors"
+    path = runs / f"latents-{count}-{world_fingerprint()}-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}.pt"
     if not path.exists():
         pictures = training_pictures(runs, count)
-        vae = load_part(lambda: VAE(MINIATURE.vae), weights / "vae.safetensors").to(memory_format=torch.channels_last)
+        vae = load_part(lambda: VAE(MINIATURE.vae), file).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             means = [vae.moments(to_pixels(pictures[i : i + 50]))[0].float() for i in range(0, count, 50)]
         unscaled = torch.cat(means)
         scale = 1 / unscaled.std().item()
-        torch.save({"scale": scale, "latents": (unscaled * scale).half()}, path)
+        found = {"scale": scale, "latents": (unscaled * scale).half()}
+        write_whole(path, lambda unfinished: torch.save(found, unfinished))
     saved = torch.load(path, weights_only=True)
     return saved["scale"], saved["latents"]
 
