@@ -157,7 +157,7 @@ def test_injection_equals_replacing_the_maps(unet, monkeypatch, guidance_rows):
 
     stored = []
 
-    def eager(q, k, v, source):
+    def eager(q, k, v, source, implementation):
         assert source is None
         maps = (torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** 0.5).softmax(-1)
         if replay:
