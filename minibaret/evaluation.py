@@ -2,7 +2,7 @@
 changes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,7 @@ from .miniature.distortions import distort
 from .miniature.drawing import render
 from .miniature.scene import MEASURED_SEEDS, Scene
 from .miniature.tasks import Task, task_of
+from .progress import Count, nobody
 from .settings import Settings
 from .sheet import contact_sheet
 
@@ -27,7 +28,7 @@ def evaluate(
     settings: Settings,
     kind: str,
     count: int,
-    watch: Callable[[str, int, int], None] = lambda *_: None,
+    watch: Count = nobody,
     seeds: Sequence[int] = MEASURED_SEEDS,
     distortion: str | None = None,
 ) -> tuple[dict[str, float], Image.Image]:

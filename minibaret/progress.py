@@ -11,6 +11,11 @@ from .baret import Step
 WIDTH = 28  # characters of the bar
 
 Found = TypeVar("Found")
+Count = Callable[[str, int, int], object]  # what is counted, how many are done, of how many
+
+
+def nobody(*_) -> None:
+    """Watches nothing."""
 
 
 def run_to_end(work: Generator[Step, None, Found], watch: Callable[[Step], None] | None) -> Found:

@@ -135,23 +135,13 @@ def _sweep(options: argparse.Namespace) -> None:
         tried = at_random(options.random, options.seed)
     else:
         tried = one_at_a_time(editor.settings(**KIND_SETTINGS[options.kind]))
-
-    def say(line: dict) -> None:
-        print(json.dumps(line), flush=True)
-
+    scenes, workers = options.scenes, options.workers
     with ProgressBars() as bars:
-        sweep(
-            editor,
-            options.weights,
-            options.kind,
-            tried,
-            options.scenes,
-            kept=kept,
-            workers=options.workers,
-            folder=options.weights,
-            watch=say,
-            progress=bars.count,
+        lines = sweep(
+            editor, options.weights, options.kind, tried, scenes, kept, workers, options.weights, watch=bars.count
         )
+    for line in lines:
+        print(json.dumps(line))
 
 
 def _curves(options: argparse.Namespace) -> None:

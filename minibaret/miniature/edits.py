@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..evaluation import invert, score
 from ..loading import load
 from ..origin import INVERSION_SETTINGS
+from ..progress import Count, nobody
 from ..settings import Settings
 from .loop import KEEP_MEMORY
 from .tasks import task_of
@@ -78,7 +79,7 @@ def score_edits(
     weights: Path,
     kept: Kept,
     workers: int,
-    watch: Callable[[str, int, int], None] = lambda *_: None,
+    watch: Count = nobody,
 ) -> list[dict[str, float]]:
     """The figures of `evaluation.score` of every edit, in order; those that are kept are not made again.
 
@@ -90,6 +91,7 @@ def score_edits(
     for edit in missing.values():
         groups.setdefault(_inverted(edit), []).append(edit)
     done = len(edits) - len(missing)
+    watch("edits", done, len(edits))
     with closing(in_workers(_score, [(weights, group) for group in groups.values()], workers)) as fresh:
         for group, scored in zip(groups.values(), fresh):
             for edit, scores in zip(group, scored):

@@ -1,6 +1,6 @@
 """What the shipped networks can do, each on its own, on held-out scenes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..editor import Editor
 from ..images import psnr, to_pixels
 from ..models.image_encoder import ImageTower
+from ..progress import Count, nobody
 from .drawing import render
 from .sampling import sample
 from .scene import ANIMALS, MEASURED_SEEDS, POSTURES, Scene
@@ -21,9 +22,7 @@ SAMPLING_STEPS = 25
 BATCH = 25  # pictures sampled at once
 
 
-def measure(
-    editor: Editor, tower: ImageTower, count: int, watch: Callable[[str, int, int], None] = lambda *_: None
-) -> dict[str, float]:
+def measure(editor: Editor, tower: ImageTower, count: int, watch: Count = nobody) -> dict[str, float]:
     """Scores over the first `count` measured scenes.
 
     zero_shot_*: how often the CLIP pair tells a drawn scene from the scenes that differ from it in that attribute.
@@ -46,7 +45,7 @@ def measure(
 
 def generate(editor: Editor, scenes: list[Scene]) -> Iterator[Image.Image]:
     """A picture from each scene's caption, at the model's own guidance."""
-    side, null = editor.config.image_size // 8, editor.embed("", empty=True)
+    side, null = editor.config.image_size // editor.config.latent_factor, editor.embed("", empty=True)
     guidance = editor.settings().guidance
     for start in range(0, len(scenes), BATCH):
         texts = torch.cat([editor.embed(scene.caption()) for scene in scenes[start : start + BATCH]])

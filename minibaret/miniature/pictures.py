@@ -1,6 +1,6 @@
 """The pictures of the card, chosen by seed order and not by taste: samples, edits, and the training curves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..evaluation import SHEET_LABELS, SHEET_ROWS
 from ..loading import load
+from ..progress import Count, nobody
 from ..sheet import contact_sheet, edit_sheet
 from .curves import draw_curves, keep_curves
 from .edits import Edit, edit_pictures
@@ -19,9 +20,7 @@ SAMPLES, ACROSS = 24, 8
 EXAMPLE, EXAMPLE_TEXT = "dog.png", "a brown dog lying down on grass"  # of the README
 
 
-def card_pictures(
-    weights: Path, runs: Path, workers: int, watch: Callable[[str, int, int], None] = lambda *_: None
-) -> Iterator[tuple[str, Image.Image]]:
+def card_pictures(weights: Path, runs: Path, workers: int, watch: Count = nobody) -> Iterator[tuple[str, Image.Image]]:
     """Every picture by its file's name, as it is done.
 
     samples.png: from the captions of the first 24 measured scenes. edits.png: the first twelve posture edits.

@@ -6,7 +6,7 @@ Few scenes tell nothing: 83 % success over six of them was once 27.5 % over fort
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..evaluation import means
 from ..files import write_whole
 from ..images import write_image
+from ..progress import Count, nobody
 from ..settings import Settings
 from .charts import scatter
 from .edits import Edit, Kept, score_edits
@@ -82,8 +83,7 @@ def sweep(
     kept: Kept,
     workers: int,
     folder: Path,
-    watch: Callable[[dict], None] = lambda _: None,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    watch: Count = nobody,
 ) -> list[dict]:
     """Scores each of the changes on the first `count` sweep scenes; returns this sweep's lines.
 
@@ -99,11 +99,10 @@ def sweep(
     lines = {_name(key): line for line in _read(path) for key in [_key(line)]}
     missing = {_name(key): (key, chosen) for key, chosen in zip(keys, settings) if _name(key) not in lines}
     edits = [Edit(kind, seed, chosen) for _, chosen in missing.values() for seed in SWEEP_SEEDS[:count]]
-    scores = iter(score_edits(edits, weights, kept, workers, progress))
+    scores = iter(score_edits(edits, weights, kept, workers, watch))
     for name, (key, _) in missing.items():
         measured = means([next(scores) for _ in range(count)])
         lines[name] = {**key, **{figure: round(value, 3) for figure, value in measured.items()}}
-        watch(lines[name])
     if missing:
         _write(path, lines.values())
         write_image(chart([line for line in lines.values() if line["weights"] == kept.weights]), folder / "sweep.png")

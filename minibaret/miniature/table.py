@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,14 +11,13 @@ import torch
 from ..editor import Editor
 from ..evaluation import means
 from ..models.image_encoder import ImageTower
+from ..progress import Count, nobody
 from .distortions import DISTORTIONS
 from .drawing import render
 from .edits import Edit, Kept, score_edits
 from .measure import measure
 from .scene import MEASURED_SEEDS
 from .tasks import KIND_SETTINGS, KINDS, task_of
-
-Watch = Callable[[str, int, int], None]
 
 BARS = {
     **dict.fromkeys([f"zero_shot_{name}" for name in KINDS], 0.98),
@@ -71,7 +70,7 @@ def table(
     distorted: int,
     kept: Kept,
     workers: int,
-    watch: Watch = lambda *_: None,
+    watch: Count = nobody,
 ) -> list[Row]:
     """Every row, over the first measured scenes: `scenes` of them for the networks by themselves, `edits` for each kind
     of edit, `distorted` for each distortion."""
@@ -83,9 +82,7 @@ def table(
     ]
 
 
-def network_rows(
-    editor: Editor, tower: ImageTower, scenes: int, kept: Kept, watch: Watch = lambda *_: None
-) -> list[Row]:
+def network_rows(editor: Editor, tower: ImageTower, scenes: int, kept: Kept, watch: Count = nobody) -> list[Row]:
     of = {"networks": scenes, "guidance": editor.settings().guidance}
     if kept.get(of) is None:
         kept.add(of, measure(editor, tower, scenes, watch))
@@ -103,7 +100,7 @@ def edit_rows(
     distorted: int,
     kept: Kept,
     workers: int,
-    watch: Watch = lambda *_: None,
+    watch: Count = nobody,
 ) -> list[Row]:
     """Each kind of edit on `count` drawings; posture edits of `distorted` of them, which may not be more, under each
     distortion, against the same ones without."""
