@@ -54,7 +54,8 @@ def calls(small) -> list:
 
 
 def quick(editor, **changes) -> minibaret.Settings:
-    return editor.settings(**{"steps": 4, "inner_steps": 2, "tolerance": (0.0, 0.0), **changes})
+    paper = {"guidance": 7.5, "inversion_text": "target"}
+    return editor.settings(**{**paper, "steps": 4, "inner_steps": 2, "tolerance": (0.0, 0.0), **changes})
 
 
 def assert_same_edit(a: minibaret.Result, b: minibaret.Result) -> None:
@@ -329,7 +330,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, small, pictu
 
 # The command line, on the shipped miniature
 
-QUICK = ["--steps", "3", "--inner-steps", "1", "--width", "32", "--height", "32"]
+QUICK = ["--steps", "3", "--inner-steps", "1", "--inversion-text", "target", "--width", "32", "--height", "32"]
 
 
 @pytest.fixture
@@ -374,7 +375,7 @@ def test_invert_then_edit_writes_the_same_picture(tmp_path, monkeypatch, dog, ca
 
 def test_another_text_tunes_again_and_says_so(tmp_path, monkeypatch, dog, capsys):
     monkeypatch.chdir(tmp_path)
-    null = ["--inversion-text", "null", *QUICK]
+    null = [*QUICK, "--inversion-text", "null"]
     assert main(["invert", dog, TEXT, "-o", "dog.safetensors", *null]) == 0
     assert main(["edit", dog, OTHER, "-o", "whole.png", *null]) == 0
     capsys.readouterr()
