@@ -281,5 +281,5 @@ def test_a_point_lies_where_its_values_are():
     assert axes.place(5.0, 0.5) == pytest.approx(((left + right) / 2, (top + bottom) / 2))
     axes.dot(5.0, 0.5, filled=True)
     assert image.getpixel(tuple(map(round, axes.place(5.0, 0.5)))) == ACCENT
-    picture = scatter([(1.0, 2.0), (3.0, 4.0)], ["a", "b"], "title", "x", "y", marked=1)
+    picture = scatter([(1.0, 2.0), (3.0, 4.0)], ["a", "b"], "title", "x", "y", (0, 5), marked=1)
     assert picture.size == (860, 550)

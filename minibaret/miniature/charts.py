@@ -10,6 +10,7 @@ from ..sheet import INK, PAPER
 FINE = 2  # everything is drawn so many times larger, then averaged down
 GRID, ACCENT, SOFT = (226, 222, 212), (196, 84, 40), (150, 146, 138)
 FONT, DOT = 14, 4  # height and radius, in pixels
+NEAR = 1.6  # of a letter's height: points as near as that share a label
 
 Point = tuple[float, float]
 
@@ -66,27 +67,39 @@ class Axes:
 
 
 def scatter(
-    points: Sequence[Point], labels: Sequence[str], title: str, x_label: str, y_label: str, marked: int | None = None
+    points: Sequence[Point],
+    labels: Sequence[str],
+    title: str,
+    x_label: str,
+    y_label: str,
+    y_range: Point,
+    marked: int | None = None,
 ) -> Image.Image:
     """Numbered points and, under them, what each number stands for; the marked one is filled.
 
-    The numbers of points that touch stand in one label.
+    The numbers of points that lie close together stand in one label.
     """
     width, plot, line = 860, 420, 20  # pixels
     image, draw = canvas(width, plot + 90 + line * len(labels), title)
-    ranges = [(min(values), max(values)) for values in zip(*points)]
-    axes = Axes(draw, (70, 70, width - 40, plot), *ranges, y_label, x_label)
+    across = [x for x, _ in points]
+    axes = Axes(draw, (70, 70, width - 40, plot), (min(across), max(across)), y_range, y_label, x_label)
     groups: list[list[int]] = []
     for index, point in enumerate(points):
-        near = [group for group in groups if math.dist(axes.place(*points[group[0]]), axes.place(*point)) < FONT * FINE]
+        near = [
+            group
+            for group in groups
+            if math.dist(axes.place(*points[group[0]]), axes.place(*point)) < 1.6 * FONT * FINE
+        ]
         if near:
             near[0].append(index)
         else:
             groups.append([index])
     for group in groups:
         for index in group:
-            axes.dot(*points[index], filled=index == marked)
+            axes.dot(*points[index])
         axes.label(*points[group[0]], ", ".join(str(index + 1) for index in group))
+    if marked is not None:
+        axes.dot(*points[marked], filled=True)
     for number, label in enumerate(labels, 1):
         top = (plot + 60 + line * (number - 1)) * FINE
         draw.text((90 * FINE, top), str(number), INK, font(), anchor="ra")

@@ -21,7 +21,7 @@ from ..settings import Settings
 from .charts import scatter
 from .edits import Edit, Kept, score_edits
 from .scene import SWEEP_SEEDS
-from .tasks import KIND_SETTINGS
+from .tasks import KIND_SETTINGS, KINDS
 
 CHOICES = {
     "guidance": (3.0, 5.0, 7.5),
@@ -92,10 +92,7 @@ def sweep(
     """
     path = folder / "sweep.json"
     settings = [editor.settings(**KIND_SETTINGS[kind] | changes) for changes in tried]
-    keys = [
-        {"weights": kept.weights, "kind": kind, "scenes": count, "settings": json.loads(json.dumps(vars(chosen)))}
-        for chosen in settings
-    ]
+    keys = [{"weights": kept.weights, "kind": kind, "scenes": count, "settings": _plain(chosen)} for chosen in settings]
     lines = {_name(key): line for line in _read(path) for key in [_key(line)]}
     missing = {_name(key): (key, chosen) for key, chosen in zip(keys, settings) if _name(key) not in lines}
     edits = [Edit(kind, seed, chosen) for _, chosen in missing.values() for seed in SWEEP_SEEDS[:count]]
@@ -105,36 +102,39 @@ def sweep(
         lines[name] = {**key, **{figure: round(value, 3) for figure, value in measured.items()}}
     if missing:
         _write(path, lines.values())
-        write_image(chart([line for line in lines.values() if line["weights"] == kept.weights]), folder / "sweep.png")
+        of_these = [line for line in lines.values() if line["weights"] == kept.weights]
+        in_use = {name: editor.settings(**KIND_SETTINGS[name]) for name in KINDS}
+        write_image(chart(of_these, in_use), folder / "sweep.png")
     return [lines[name] for name in dict.fromkeys(map(_name, keys))]
 
 
-def chart(lines: Sequence[dict]) -> Image.Image:
+def chart(lines: Sequence[dict], in_use: dict[str, Settings]) -> Image.Image:
     """Success against background PSNR, a numbered dot a line, one chart for each kind and number of scenes.
 
-    The line with the most success is filled.
+    in_use: each kind's settings at present; their dot is filled, and the others named by what they change.
     """
     groups: dict[tuple[str, int], list[dict]] = {}
     for line in lines:
         groups.setdefault((line["kind"], line["scenes"]), []).append(line)
-    charts = [_chart(kind, scenes, members) for (kind, scenes), members in groups.items()]
+    charts = [_chart(kind, scenes, members, in_use[kind]) for (kind, scenes), members in groups.items()]
     whole = Image.new("RGB", (charts[0].width, sum(part.height for part in charts)))
     for index, part in enumerate(charts):
         whole.paste(part, (0, sum(above.height for above in charts[:index])))
     return whole
 
 
-def _chart(kind: str, scenes: int, lines: Sequence[dict]) -> Image.Image:
+def _chart(kind: str, scenes: int, lines: Sequence[dict], in_use: Settings) -> Image.Image:
     points = [(line["background_psnr"], 100 * line["success"]) for line in lines]
-    varied = [name for name in lines[0]["settings"] if len({str(line["settings"][name]) for line in lines}) > 1]
+    now = _plain(in_use)
+    changes = [{name: value for name, value in line["settings"].items() if value != now[name]} for line in lines]
     labels = [
-        ", ".join(f"{name.replace('_', ' ')} {_short(line['settings'][name])}" for name in varied) or "no change"
-        for line in lines
+        ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in changed.items()) or "in use"
+        for changed in changes
     ]
-    best = max(range(len(points)), key=lambda index: points[index][::-1])
+    marked = changes.index({}) if {} in changes else None
     doubt = 196 * 0.5 / scenes**0.5  # points, two standard errors of a share of one half
     title = f"{kind} edits of {scenes} sweep scenes, a dot a setting (success is known to ± {doubt:.0f} points)"
-    return scatter(points, labels, title, "background PSNR, dB", "success, %", best)
+    return scatter(points, labels, title, "background PSNR, dB", "success, %", (0, 100), marked)
 
 
 def _short(value) -> str:
@@ -143,6 +143,11 @@ def _short(value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value if isinstance(value, str) else f"{value:g}"
+
+
+def _plain(settings: Settings) -> dict:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(vars(settings)))
 
 
 def _key(line: dict) -> dict:
