@@ -3,85 +3,22 @@
 import copy
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from inversions import OTHER, TEXT, assert_same_edit, assert_same_inversion, quick
 from safetensors.torch import save_file
 
 import minibaret
 from minibaret import inversion_file
 from minibaret.cli import main
 from minibaret.inversion import TunedStep
-from minibaret.inversion_file import Inversion, load_inversion, unfinished_path
-from minibaret.miniature.drawing import render
-from minibaret.miniature.scene import Scene
-from minibaret.models.configs import UNetConfig
-from minibaret.models.unet import UNet
+from minibaret.inversion_file import Inversion, load_inversion
 from minibaret.origin import Origin, network_digest
 
-TEXT, OTHER = "a brown dog lying down on grass", "a brown dog sitting on grass"
-SMALL = UNetConfig(channels=(16, 32), attention=(True, False), layers_per_block=1, heads=2, context_width=128, groups=8)
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def small(editor) -> minibaret.Editor:
-    """The miniature with a UNet of random weights that takes a hundredth of the time, on pictures of 32×32."""
-    config = dataclasses.replace(editor.config, unet=SMALL, image_size=32)
-    unet = UNet(SMALL).requires_grad_(False).eval()
-    return minibaret.Editor(dataclasses.replace(editor.model, config=config, unet=unet))
-
-
-@pytest.fixture
-def picture() -> Image.Image:
-    return render(Scene(1, "dog", "standing", "brown", "grass"))
-
-
-@pytest.fixture
-def calls(small) -> list:
-    """Grows by one with every forward of the UNet."""
-    found = []
-    small.model.unet.register_forward_hook(lambda *_: found.append(1))
-    return found
-
-
-def quick(editor, **changes) -> minibaret.Settings:
-    paper = {"guidance": 7.5, "inversion_text": "target"}
-    return editor.settings(**{**paper, "steps": 4, "inner_steps": 2, "tolerance": (0.0, 0.0), **changes})
-
-
-def assert_same_edit(a: minibaret.Result, b: minibaret.Result) -> None:
-    assert torch.equal(a.record.latents["edit"], b.record.latents["edit"])
-    assert_same_inversion(a.record, b.record)
-    for name in ("image", "reconstruction", "transition"):
-        assert getattr(a, name).tobytes() == getattr(b, name).tobytes()
-
-
-def assert_same_inversion(a, b) -> None:
-    assert len(a.trajectory) == len(b.trajectory) and len(a.tuned) == len(b.tuned)
-    assert all(torch.equal(x, y) for x, y in zip(a.trajectory, b.trajectory))
-    for x, y in zip(a.tuned, b.tuned):
-        assert torch.equal(x.embedding, y.embedding) and torch.equal(x.latents, y.latents) and x.losses == y.losses
-
-
-def stop_after(step: int):
-    """A watcher that presses Ctrl-C once so many steps are done."""
-    seen = []
-
-    def watch(_) -> None:
-        seen.append(1)
-        if len(seen) == step:
-            raise KeyboardInterrupt
-
-    return watch
 
 
 # From a file
@@ -252,67 +189,6 @@ def test_damaged_files_are_refused_and_left_alone(tmp_path, small, picture):
         load_inversion(tmp_path / "missing.safetensors")
 
 
-# Interrupted
-
-
-@pytest.mark.parametrize("done", [1, 3, 4, 6])
-def test_an_interrupted_inversion_goes_on_after_its_last_step(tmp_path, small, picture, calls, done, monkeypatch):
-    monkeypatch.setattr(inversion_file, "SHARE", 1e-9)  # a checkpoint after the first step, and none after that
-    settings, file = quick(small), tmp_path / "dog.safetensors"
-    whole = small.invert(picture, TEXT, settings)
-    calls.clear()
-    with pytest.raises(KeyboardInterrupt) as stopped:
-        small.invert(picture, TEXT, settings, file=file, watch=stop_after(done))
-    assert stopped.tb  # as on the command line, whoever keeps it keeps all that was alive
-    assert [path.name for path in tmp_path.iterdir()] == ["dog.safetensors.part"]
-    begun = load_inversion(unfinished_path(file))
-    assert len(begun.trajectory) - 1 + len(begun.tuned) == done
-    steps = []
-    found = small.invert(picture, TEXT, settings, file=file, watch=steps.append)
-    assert [step.index for step in steps] == [0, 1, 2, 3, 0, 1, 2, 3][done:]
-    assert len(calls) == 4 + 4 * (1 + 3)  # both runs together
-    assert_same_inversion(found, whole)
-    assert_same_inversion(load_inversion(file), whole)
-    assert [path.name for path in tmp_path.iterdir()] == ["dog.safetensors"]
-
-
-def test_an_edit_may_go_on_from_an_unfinished_inversion(tmp_path, small, picture):
-    settings, file = quick(small), tmp_path / "dog.safetensors"
-    with pytest.raises(KeyboardInterrupt):
-        small.invert(picture, TEXT, settings, file=file, watch=stop_after(5))
-    result = small.edit(picture, TEXT, inversion=load_inversion(unfinished_path(file)))
-    assert_same_edit(result, small.edit(picture, TEXT, settings))
-
-
-def test_whoever_stops_asking_for_steps_finds_them_kept(tmp_path, small, picture, monkeypatch):
-    monkeypatch.setattr(inversion_file, "SHARE", 1e-9)
-    file = tmp_path / "dog.safetensors"
-    for step in small.inversion_steps(picture, TEXT, quick(small), file=file):
-        if step.stage == "target-text inversion" and step.index == 1:
-            break
-    del step
-    begun = load_inversion(unfinished_path(file))
-    assert len(begun.trajectory) == 5 and len(begun.tuned) == 2
-
-
-def test_an_unfinished_file_of_another_run_or_damaged_is_not_lost(tmp_path, small, picture):
-    settings, file = quick(small, inversion_text="null"), tmp_path / "dog.safetensors"
-    part = unfinished_path(file)
-    with pytest.raises(KeyboardInterrupt):
-        small.invert(picture, TEXT, settings, file=file, watch=stop_after(6))
-    kept = part.read_bytes()
-    with pytest.raises(minibaret.InputError, match=r"dog.safetensors.part .* the text .*; pass --force to start over"):
-        small.invert(picture, OTHER, settings, file=file)
-    assert part.read_bytes() == kept
-    part.write_bytes(kept[:-10])
-    with pytest.raises(minibaret.InputError, match=r"dog.safetensors.part is cut short.*; pass --force to start over"):
-        small.invert(picture, TEXT, settings, file=file)
-    assert part.read_bytes() == kept[:-10] and not file.exists()
-    found = small.invert(picture, OTHER, settings, file=file, restart=True)
-    assert_same_inversion(found, small.invert(picture, OTHER, settings))
-    assert file.exists() and not part.exists()
-
-
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, small, picture, monkeypatch):
     file = tmp_path / "dog.safetensors"
     inversion = small.invert(picture, TEXT, quick(small), file=file)
@@ -387,32 +263,3 @@ def test_another_text_tunes_again_and_says_so(tmp_path, monkeypatch, dog, capsys
     assert not any(line.startswith("inversion ") for line in said.err.splitlines())
     assert main(["edit", dog, OTHER, "--inversion-file", "other.safetensors", "-o", "edited.png", "--force"]) == 0
     assert Path("edited.png").read_bytes() == Path("whole.png").read_bytes()
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_invert_goes_on_when_the_command_is_run_again(tmp_path, monkeypatch, dog, how):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    command = [sys.executable, "-m", "minibaret", "invert", dog, TEXT, "--steps", "30", "--inner-steps", "1"]
-    command += ["--width", "32", "--height", "32", "-o"]
-    work = subprocess.Popen(
-        [*command, "dog.safetensors"],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
-    )
-    part = Path("dog.safetensors.part")
-    while not part.exists():
-        assert work.poll() is None
-        time.sleep(0.01)
-    work.send_signal(how)
-    _, said = work.communicate()
-    assert not Path("dog.safetensors").exists()
-    assert 1 <= len(load_inversion(part).trajectory) - 1 + len(load_inversion(part).tuned) < 60
-    if how is signal.SIGINT:
-        assert work.returncode == 130
-        assert "stopped; what was done is in dog.safetensors.part; run the same command again to go on" in said
-    for name in ("dog.safetensors", "whole.safetensors"):
-        assert subprocess.run([*command, name], stderr=subprocess.DEVNULL).returncode == 0
-    assert not part.exists()
-    assert_same_inversion(load_inversion("dog.safetensors"), load_inversion("whole.safetensors"))
