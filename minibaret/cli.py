@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{PROG}: files that can be read and written were wanted, but {what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"{PROG}: stopped; {stop or 'nothing was written'}", file=sys.stderr)
+        print(f"{PROG}: stopped; {str(stop) or 'nothing was written'}", file=sys.stderr)
         return 130
     return 0
 
@@ -102,9 +102,9 @@ def maps(options: argparse.Namespace) -> None:
     check_writable(options.output, options.force)
     editor, arguments = _prepare(options)
     words = tuple(options.words or dict.fromkeys(options.text.split()))
-    record = MapRequest(words, steps=None if options.at_step is None else [options.at_step], levels=options.levels)
+    request = MapRequest(words, steps=None if options.at_step is None else [options.at_step], levels=options.levels)
     with ProgressBars() as bars:
-        result = editor.edit(options.image, options.text, **arguments, record=record, watch=bars)
+        result = editor.edit(options.image, options.text, **arguments, maps=request, watch=bars)
     write_image(maps_sheet(result, options.text, options.at_step), options.output)
     print(f"{options.output}: where {', '.join(words)} are looked at")
 
@@ -124,9 +124,15 @@ def evaluate(options: argparse.Namespace) -> None:
     settings = editor.settings(**KIND_SETTINGS[options.kind] | _chosen(options))
     with ProgressBars() as bars:
         scores, sheet = evaluate(
-            editor, settings, options.kind, options.scenes, bars.count, distortion=options.distortion
+            editor,
+            settings,
+            options.kind,
+            options.scenes,
+            bars.count,
+            distortion=options.distortion,
+            sheet=bool(options.sheet),
         )
-    if options.sheet:
+    if sheet:
         from .images import write_image
 
         write_image(sheet, options.sheet)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from . import balanced_attention as bam
 from . import baret
 from .errors import InputError
+from .files import check_place
 from .images import FITS, fit_image, read_image, to_image, to_pixels, to_rgb
-from .inversion_file import Inversion, keep, resume
+from .inversion_file import Inversion, check_name, keep, resume
 from .maps import MapCollector, MapRequest, check_request, find_words
 from .memory import NO_SAVINGS, Savings, Work, estimate, peak_memory, plan, trim
 from .models import tiled_vae
@@ -40,7 +41,7 @@ class Editor:
         self.config = model.config
         self.device = model.device
         self.savings = self._asked = savings
-        self.memory_limit, self.dtype = memory_limit, dtype
+        self.memory_limit, self._fixed_dtype = memory_limit, dtype
 
     def settings(self, **changes) -> Settings:
         """The paper's defaults, over them the model's own, over them the changes."""
@@ -55,7 +56,7 @@ class Editor:
         size: tuple[int, int] | None = None,
         fit: str | None = None,
         pictures: Collection[str] = ("transition",),
-        record: MapRequest | None = None,
+        maps: MapRequest | None = None,
         inversion: Inversion | None = None,
         watch: Callable[[baret.Step], None] | None = None,
     ) -> Result:
@@ -63,7 +64,7 @@ class Editor:
 
         watch: called after every step of every stage; what it raises stops the work and reaches the caller.
         """
-        options = {"size": size, "fit": fit, "pictures": pictures, "record": record, "inversion": inversion}
+        options = {"size": size, "fit": fit, "pictures": pictures, "maps": maps, "inversion": inversion}
         return run_to_end(self.steps(image, text, settings, **options), watch)
 
     def steps(
@@ -75,25 +76,25 @@ class Editor:
         size: tuple[int, int] | None = None,
         fit: str | None = None,
         pictures: Collection[str] = ("transition",),
-        record: MapRequest | None = None,
+        maps: MapRequest | None = None,
         inversion: Inversion | None = None,
     ) -> Iterator[baret.Step]:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
         image: a picture or a file; settings: `self.settings()` if None; size: (width, height) in pixels, the model's
         if None; fit: "crop", "pad" or "stretch", the first if None; pictures: ("transition",) to have that picture
-        too, which costs two more rows; record: attention maps to keep, in the result's `maps`. inversion: an earlier
+        too, which costs two more rows; maps: attention maps to keep, in the result's `maps`. inversion: an earlier
         one of the same picture, text, model and settings, whose steps are not done again; settings, size and fit that
         are None are then the inversion's. If its trajectory was inverted with the empty text, it serves another text
         too, and only target-text inversion runs. Raises InputError for a picture that cannot be read, a text that is
-        empty or too long, sizes, pictures or a record that do not fit, and an inversion that belongs to something else.
+        empty or too long, sizes, pictures or maps that do not fit, and an inversion that belongs to something else.
         """
         if any(name not in bam.PROCESSES for name in pictures):
             raise InputError(f"pictures must be a tuple with names of {', '.join(bam.PROCESSES)}, got {pictures!r}")
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
-        expected = self._save_memory(picture.size, text, settings, inversion, bam.PROCESSES if record else pictures)
+        expected = self._save_memory(picture.size, text, settings, inversion, bam.PROCESSES if maps else pictures)
         target, null = self.embed(text), self.embed("", empty=True)
-        collector = self._collector(record, text, picture.size, settings) if record else None
+        collector = self._collector(maps, text, picture.size, settings) if maps else None
         clock = Clock()
         if inversion:
             origin = self._origin(picture, fit, text, settings)
@@ -161,8 +162,12 @@ class Editor:
         was inverted with the empty text) or the settings of target-text inversion differ, and which is taken whole
         where nothing differs. file: where to save the inversion; while it is unfinished it is kept beside it, with
         .part after the name, and a run that was stopped goes on after its last step when it is started again. restart:
-        begin anew where such an unfinished file belongs to something else or is damaged, instead of refusing.
+        begin anew where such an unfinished file belongs to something else or is damaged, instead of refusing. A
+        finished file is overwritten at the end.
         """
+        if file:
+            check_name(Path(file))
+            check_place(Path(file), force=True)
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
         self._save_memory(picture.size, text, settings, inversion)
         target, null = self.embed(text), self.embed("", empty=True)
@@ -227,7 +232,7 @@ class Editor:
             device=self.device,
         )
         if self.memory_limit is not None:
-            asked, free = self._asked, self.dtype is None
+            asked, free = self._asked, self._fixed_dtype is None
             if inversion and free and not asked.unet_dtype:
                 # An inversion belongs to one dtype of the UNet; of others than the model's a plan knows only bfloat16.
                 half = inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32

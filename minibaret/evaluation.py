@@ -31,16 +31,18 @@ def evaluate(
     watch: Count = nobody,
     seeds: Sequence[int] = MEASURED_SEEDS,
     distortion: str | None = None,
-) -> tuple[dict[str, float], Image.Image]:
-    """Means of `score` over `count` edits of one kind, and a sheet of the first twelve in seed order."""
+    sheet: bool = True,
+) -> tuple[dict[str, float], Image.Image | None]:
+    """Means of `score` over `count` edits of one kind, and if wanted a sheet of the first twelve in seed order, for
+    which their transition is carried to the end."""
     scores, rows = [], []
     for index, seed in enumerate(seeds[:count]):
-        pictures = ("transition",) if index < SHEET_ROWS else ()
+        pictures = ("transition",) if sheet and index < SHEET_ROWS else ()
         scored, row = score(editor, settings, task_of(kind, seed), distortion, pictures)
         scores.append(scored)
         rows.append(row)
         watch(f"{kind} edits", index + 1, count)
-    return means(scores), contact_sheet(rows[:SHEET_ROWS], SHEET_LABELS)
+    return means(scores), contact_sheet(rows[:SHEET_ROWS], SHEET_LABELS) if sheet else None
 
 
 def invert(editor: Editor, settings: Settings, task: Task, distortion: str | None = None) -> Inversion:

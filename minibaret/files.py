@@ -36,6 +36,11 @@ def write_whole(path: Path, write: Callable[[str], object]) -> None:
         raise
 
 
+def write_text_whole(path: Path, text: str) -> None:
+    """`write_whole` of a text, in UTF-8."""
+    write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -1,5 +1,6 @@
 """Pictures side by side, each with its label under it."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,14 +20,17 @@ def contact_sheet(
 ) -> Image.Image:
     """One row of pictures a list, under a title and over the labels of the columns; None leaves a place empty.
 
-    All pictures have the first one's size; `scale` enlarges them by whole pixels.
+    All pictures have the first one's size; `scale` enlarges them by whole pixels. A title that is wider than the row
+    widens the sheet.
     """
     width, height = (side * scale for side in rows[0][0].size)
     font = ImageFont.load_default(max(12, height // 18))
     line = int(font.size * 1.6)
     top = MARGIN + (line if title else 0)
     bottom = top + len(rows) * (height + MARGIN)
-    size = (MARGIN + len(rows[0]) * (width + MARGIN), bottom + (line if labels else 0))
+    wide = MARGIN + len(rows[0]) * (width + MARGIN)
+    size = (max(wide, math.ceil(font.getlength(title)) + 2 * MARGIN), bottom + (line if labels else 0))
+    left = MARGIN + (size[0] - wide) // 2
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
@@ -34,10 +38,10 @@ def contact_sheet(
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
             if picture is not None:
-                place = (MARGIN + column * (width + MARGIN), top + row * (height + MARGIN))
+                place = (left + column * (width + MARGIN), top + row * (height + MARGIN))
                 sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
     for column, label in enumerate(labels):
-        draw.text((MARGIN + column * (width + MARGIN) + width / 2, bottom), label, INK, font, anchor="ma")
+        draw.text((left + column * (width + MARGIN) + width / 2, bottom), label, INK, font, anchor="ma")
     return sheet
 
 

@@ -149,6 +149,12 @@ def no_shard(folder, weights):
     return folder
 
 
+def shards_without_their_list(folder, weights):
+    write_hugging_face(folder, weights, shards=2)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    return folder
+
+
 def shard_elsewhere(folder, weights):
     write_hugging_face(folder, weights, shards=1)
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
@@ -200,6 +206,7 @@ BAD = [
     (missing, "there is no file or folder"),
     (other_widths, "has shape [16], wanted [320]"),
     (no_shard, "lists the shard diffusion_pytorch_model-00002-of-00002.safetensors, which is not beside it"),
+    (shards_without_their_list, "one piece of several, without the diffusion_pytorch_model.safetensors.index.json"),
     (shard_elsewhere, "lists the shard ../vae/other.safetensors, which is not beside it"),
     (only_a_variant, "which --variant fp16 chooses"),
     (velocity, "says prediction_type is 'v_prediction'"),

@@ -12,7 +12,7 @@ import torch
 
 from minibaret import balanced_attention as bam
 from minibaret import baret
-from minibaret.bench import naive
+from minibaret.bench import naive, random_weights
 from minibaret.inversion import TunedStep, guide, predict
 from minibaret.kernels.roofline import GPUS, Shape, work
 from minibaret.schedule import Schedule
@@ -165,6 +165,21 @@ def test_without_diffusers_it_is_said(command, tmp_path):
 def test_what_cannot_be_measured_is_said(arguments, said):
     done = bench(*arguments)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and said in done.stderr
+
+
+def test_random_weights_are_written_without_pytest_and_anew_after_an_interruption(tmp_path, monkeypatch):
+    import checkpoints
+
+    for name in ("checkpoints", "ldm_names"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place).name != "tests"])
+    monkeypatch.setattr(random_weights, "SD15", checkpoints.TINY)
+    (tmp_path / "single.safetensors").write_bytes(b"half")
+    random_weights.write_layouts(tmp_path)
+    assert (tmp_path / "single.safetensors").stat().st_size > 1e6
+    assert (tmp_path / "folder" / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
+    monkeypatch.setattr(random_weights, "SD15", None)
+    random_weights.write_layouts(tmp_path)  # all there
 
 
 def test_a_shared_map_is_counted_once():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import minibaret
 from minibaret.cli import main
 from minibaret.miniature.drawing import render
 from minibaret.miniature.scene import Scene
@@ -49,6 +50,16 @@ def test_edit_writes_the_picture_the_sheet_and_the_summary(tmp_path, dog, capsys
     assert summary["reconstruction_psnr"] > 5
     for stage in ("inversion", "target-text inversion", "edit"):
         assert any(line.startswith(stage) and "3/3" in line for line in said.err.splitlines())
+
+
+def test_ctrl_c_says_what_is_left(tmp_path, dog, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minibaret.Editor, "edit", interrupted)
+    assert main(["edit", str(dog), "a dog sitting", "-o", str(tmp_path / "edited.png")]) == 130
+    assert capsys.readouterr().err == "minibaret: stopped; nothing was written\n"
+    assert not (tmp_path / "edited.png").exists()
 
 
 def test_an_existing_output_is_kept_unless_forced(tmp_path, dog, capsys):

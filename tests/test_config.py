@@ -37,12 +37,13 @@ def test_a_config_that_is_not_what_it_should_be(tmp_path, change, said):
         read_config(tmp_path)
 
 
-def test_sizes_that_make_no_network(tmp_path):
+@pytest.mark.parametrize(("part", "field"), [("unet", "groups"), ("unet", "heads"), ("text_encoder", "heads")])
+def test_sizes_that_make_no_network(tmp_path, part, field):
     write_minibaret(tmp_path, random_weights(TINY), TINY)
     values = json.loads((tmp_path / "config.json").read_text())
-    values["unet"]["groups"] = 7
+    values[part][field] = 7
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(minibaret.InputError, match=r"\(unet\) has sizes in its config that make no network"):
+    with pytest.raises(minibaret.InputError, match=rf"\({part}\) has sizes in its config that make no network"):
         load_model(tmp_path)
 
 

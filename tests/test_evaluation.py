@@ -122,6 +122,27 @@ def test_a_right_edit_succeeds_and_one_that_does_nothing_fails(kind):
     assert scores["success"] == 1 and scores["background_psnr"] > 100
 
 
+def test_the_reconstruction_is_compared_with_the_vaes_and_that_one_with_the_input():
+    def brighter(picture: Image.Image, by: int) -> Image.Image:
+        return Image.fromarray((np.asarray(picture).astype(int) + by).clip(0, 255).astype(np.uint8))
+
+    class Lossy(Stub):
+        def edit(self, *arguments, **options):
+            result = super().edit(*arguments, **options)
+            result.reconstruction = brighter(result.input, -4)
+            return result
+
+        def decode(self, picture):
+            return brighter(picture, 2)
+
+    task = task_of("posture", 4)
+    given = render(task.before)
+    scores, _ = score(Lossy(), Settings(), task)
+    assert scores["vae_psnr"] == pytest.approx(psnr(brighter(given, 2), given))
+    assert scores["reconstruction_psnr"] == pytest.approx(psnr(brighter(given, -4), brighter(given, 2)))
+    assert abs(scores["vae_psnr"] - scores["reconstruction_psnr"]) > 5
+
+
 @pytest.mark.parametrize("name", DISTORTIONS)
 def test_a_distorted_picture_is_compared_with_answers_distorted_alike(name):
     task = task_of("posture", 4)

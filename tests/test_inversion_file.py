@@ -189,6 +189,14 @@ def test_damaged_files_are_refused_and_left_alone(tmp_path, small, picture):
         load_inversion(tmp_path / "missing.safetensors")
 
 
+def test_a_place_where_no_inversion_can_be_kept_is_refused_before_any_work(tmp_path, small, picture, calls):
+    picture.save(tmp_path / "dog.png")
+    for name, said in (("dog.png", r"must end in \.safetensors"), ("no/dog.safetensors", "there is no folder")):
+        with pytest.raises(minibaret.InputError, match=said):
+            small.invert(tmp_path / "dog.png", TEXT, quick(small), file=tmp_path / name)
+    assert not calls and [path.name for path in tmp_path.iterdir()] == ["dog.png"]
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, small, picture, monkeypatch):
     file = tmp_path / "dog.safetensors"
     inversion = small.invert(picture, TEXT, quick(small), file=file)

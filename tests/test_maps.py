@@ -16,7 +16,7 @@ from minibaret.models.injection import Injection
 from minibaret.models.recorder import MapRecorder
 from minibaret.models.tokenizer import ClipTokenizer
 from minibaret.settings import Settings
-from minibaret.sheet import heat
+from minibaret.sheet import PAPER, contact_sheet, heat
 
 SHORT = Settings(steps=5, guidance=3.0, inner_steps=1, learning_rate=1e-2, self_steps=0.4, cross_steps=0.6)
 
@@ -133,3 +133,13 @@ def test_heat_is_brightest_where_the_value_is():
     drawn = heat(Image.new("RGB", (8, 8), "grey"), torch.eye(8))
     brightness = torch.from_numpy(np.array(drawn.convert("L"), dtype=np.int64))
     assert brightness.diagonal().min() > brightness[~torch.eye(8, dtype=torch.bool)].max()
+
+
+def test_a_title_wider_than_the_pictures_widens_the_sheet():
+    picture = Image.new("RGB", (32, 32), "red")
+    narrow = contact_sheet([[picture]], ["dog"])
+    sheet = np.asarray(contact_sheet([[picture]], ["dog"], "a title that is far wider than the picture under it"))
+    assert sheet.shape[1] > 4 * narrow.width
+    assert (sheet[:, :4] == PAPER).all() and (sheet[:, -4:] == PAPER).all()  # no letter is cut off
+    red = np.argwhere((sheet == (255, 0, 0)).all(-1))
+    assert len(red) == 32 * 32 and abs(red[:, 1].mean() - sheet.shape[1] / 2) < 1

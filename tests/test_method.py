@@ -42,7 +42,6 @@ def run(unet, settings, pictures=()):
 
 def test_the_gradient_reaches_the_embedding_and_no_weight(unet):
     unet.requires_grad_(True)  # even where a caller forgot to freeze them
-    unet.requires_grad_(False)
     target, null = texts()
     trajectory = [torch.randn(1, 4, 8, 8), *invert(unet, torch.randn(1, 4, 8, 8), target, Schedule(10))]
     tuned = list(tune_text(unet, trajectory, target, null, Schedule(10), SHORT))

@@ -16,6 +16,7 @@ from minibaret.miniature.fingerprint import fingerprint
 from minibaret.miniature.scene import MEASURED_SEEDS, SWEEP_SEEDS
 from minibaret.miniature.table import Row, as_json, as_text, edit_rows
 from minibaret.miniature.tasks import KINDS
+from minibaret.progress import ProgressBars
 from minibaret.settings import Settings
 from minibaret.weights import MINIATURE_FOLDER
 from minibaret.weights.folder import MERGES
@@ -97,7 +98,7 @@ def test_a_shared_inversion_changes_no_figure(one_thread):
 
 def test_a_file_that_keeps_something_else_is_left_alone(tmp_path):
     path = tmp_path / "notes.txt"
-    for notes in ("first line\nsecond, without an end", '{"of": 3}\n', "[1, 2]\n"):
+    for notes in ("first line\nsecond, without an end", '{"of": 3}\n', "[1, 2]\n", '[{"guidance": 5.0}]', "{}"):
         path.write_text(notes)
         with pytest.raises(InputError, match=r"notes.txt was wanted to keep results in"):
             Kept(path, "w")
@@ -194,7 +195,7 @@ def test_the_sweep_goes_on_where_it_stopped(tmp_path, made):
     tried = [{}, {"guidance": 3.0}, {"self_steps": 0.1}]
 
     def run(which, kind="posture", weights="w"):
-        return sweep.sweep(Stub(), tmp_path, kind, which, 4, Kept(None, weights), 1, tmp_path)
+        return sweep.sweep(Stub(), tmp_path, kind, which, 4, Kept(None, weights), 1, ProgressBars().count)
 
     first = run(tried[:2])
     assert len(made) == 8 and {edit.seed for edit in made} == {*SWEEP_SEEDS[:4]}
@@ -208,6 +209,9 @@ def test_the_sweep_goes_on_where_it_stopped(tmp_path, made):
     assert made[-1].settings.rigid and (tmp_path / "sweep.png").read_bytes() != before
     run(tried[:1], weights="other")
     assert len(made) == 20 and len(json.loads((tmp_path / "sweep.json").read_text())) == 5
+    (tmp_path / "sweep.png").unlink()
+    assert run(tried) == lines[:3] and len(made) == 20
+    assert (tmp_path / "sweep.png").exists()  # drawn anew: which settings are in use may have changed
 
 
 def test_which_settings_are_tried():
@@ -217,6 +221,8 @@ def test_which_settings_are_tried():
     assert {"guidance": 3.0} in singly and {"guidance": 5.0} not in singly
     drawn = sweep.at_random(20, seed=1)
     assert drawn == sweep.at_random(20, seed=1) != sweep.at_random(20, seed=2)
+    with pytest.raises(InputError, match=r"there are \d+ combinations to try at random, got 1000000"):
+        sweep.at_random(1_000_000, seed=1)
     assert len({str(changes) for changes in drawn}) == 20
     for changes in singly + drawn:
         Settings(**changes)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ import torch
 from torch import nn
 
 from minibaret.errors import InputError
-from minibaret.miniature import data
-from minibaret.miniature.loop import Stage, check_run, learning_rate, train
+from minibaret.miniature import data, measure
+from minibaret.miniature.loop import MeanOverWorkers, Stage, _average_gradients, check_run, learning_rate, train
 from minibaret.miniature.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
 from minibaret.miniature.stages import find, prepare
+from minibaret.miniature.tasks import KINDS
 from minibaret.miniature.train_clip import _one_word_off, relative_distance
 from minibaret.miniature.train_unet import training_latents
 from minibaret.models.configs import MINIATURE
@@ -103,14 +106,56 @@ def test_two_workers_train_and_go_on_where_they_stopped(tmp_path):
     assert abs(stopped_at - 2) < 1 and abs(float((tmp_path / "exported").read_text()) - 2) < 1
 
 
+def test_a_resumed_run_has_all_that_was_saved(tmp_path):
+    once = partial(train, Line, (), runs=tmp_path, weights=tmp_path / "exported", workers=2, hours=1 / 3600)
+    once(resume=False)
+    saved = torch.load(tmp_path / "line.pt", weights_only=True)
+    assert saved["optimizer"]["state"][0]["exp_avg"].any()
+    assert saved["average"]["line.weight"] != saved["modules"]["line.weight"]
+    once(resume=True)  # its time is up: not a step more
+    again = torch.load(tmp_path / "line.pt", weights_only=True)
+    assert again.pop("progress") == saved.pop("progress")
+    torch.testing.assert_close(again, saved, rtol=0, atol=0)
+
+
+def test_workers_average_their_gradients():
+    barrier, queue, found = threading.Barrier(2), SimpleQueue(), {}
+
+    def work(rank: int) -> None:
+        mean = MeanOverWorkers(rank, 2, 3 + 1 + 1, barrier, queue)
+        weight, unused = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(1))
+        weight.grad = torch.tensor([1.0, 2.0, 3.0]) * (1 + 2 * rank)
+        found[rank] = _average_gradients([weight, unused], 10.0 * rank, mean), weight.grad, unused.grad
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    for seconds, gradient, unused in found.values():
+        assert seconds == 5.0 and gradient.tolist() == [2.0, 4.0, 6.0] and unused.tolist() == [0.0]
+
+
 def test_what_cannot_be_trained_is_refused_at_once(tmp_path):
+    check = partial(check_run, Line, tmp_path, hours=1.0, workers=2, resume=False, start=None)
+    check()
     for workers in (0, 3, 16):
         with pytest.raises(InputError, match=f"share a batch of 8 evenly, got {workers}"):
-            check_run(Line, tmp_path, workers, resume=False, start=None)
+            check(workers=workers)
+    for hours in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="hours must be above 0"):
+            check(hours=hours)
+    with pytest.raises(InputError, match=r"there is no .*line\.pt to resume"):
+        check(resume=True)
     with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
-        check_run(Line, tmp_path, 2, resume=False, start=tmp_path / "nowhere")
+        check(start=tmp_path / "nowhere")
     with pytest.raises(InputError, match="either resumed or begun"):
-        check_run(Line, tmp_path, 2, resume=True, start=tmp_path)
+        check(resume=True, start=tmp_path)
+    with pytest.raises(InputError, match=r"there is no vae\.safetensors in .* to begin with"):
+        check_run(find("vae"), tmp_path, hours=1.0, workers=2, resume=False, start=tmp_path)
+    with pytest.raises(InputError, match="the unet is trained after the vae"):
+        prepare("unet", tmp_path, tmp_path / "weights", scenes=1)
 
 
 def test_training_begins_with_nothing(tmp_path):
@@ -132,12 +177,45 @@ def test_latents_are_of_one_vae(tmp_path):
     assert other_scale != scale
 
 
-@pytest.mark.parametrize("name, file", [("clip", "image_encoder"), ("clip", "text_encoder"), ("vae", "vae")])
-def test_a_run_can_begin_with_the_shipped_weights(name, file, tmp_path):
+@pytest.mark.parametrize("name", ["clip", "vae", "unet"])
+def test_a_run_can_begin_with_the_shipped_weights(name, tmp_path):
+    shutil.copy(MINIATURE_FOLDER / "config.json", tmp_path)
     stage = find(name)(tmp_path, MINIATURE_FOLDER, 1)
     stage.restore(MINIATURE_FOLDER)
     stage.export(tmp_path)
-    assert (tmp_path / f"{file}.safetensors").read_bytes() == (MINIATURE_FOLDER / f"{file}.safetensors").read_bytes()
+    assert {f"{part}.safetensors" for part in stage.parts} == {path.name for path in tmp_path.glob("*.safetensors")}
+    for part in stage.parts:
+        exported, shipped = (folder / f"{part}.safetensors" for folder in (tmp_path, MINIATURE_FOLDER))
+        assert exported.read_bytes() == shipped.read_bytes()
+
+
+def test_the_unet_learns_to_name_the_noise_weighted_by_min_snr(tmp_path):
+    stage = find("unet")(tmp_path, MINIATURE_FOLDER, 1)
+    stage.latents = torch.zeros_like(stage.latents)  # so that the noisy latents tell their noise
+    off, seen = 0.5, []
+
+    def almost(noisy, labels, texts):
+        seen.append(labels)
+        return noisy / (1 - stage.alphas[labels]).sqrt()[:, None, None, None] + off
+
+    stage.unet = almost
+    loss, figures = stage.loss(64, torch.Generator().manual_seed(0))
+    alphas = stage.alphas[seen[0]].double()
+    snr = alphas / (1 - alphas)
+    expected = off**2 * torch.minimum(torch.ones_like(snr), 5 / snr).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3) and expected < 0.95 * off**2
+    assert figures["error"] == pytest.approx(off**2, rel=1e-3)
+
+
+def test_the_networks_are_measured_each_on_its_own(editor, monkeypatch):
+    monkeypatch.setattr(measure, "SAMPLING_STEPS", 2)  # too few to show anything
+    scores = measure.measure(editor, load_image_encoder(), 2)
+    named = [f"{what}_{kind}" for what in ("zero_shot", "generated") for kind in KINDS]
+    distances = [f"caption_distance_{kind}" for kind in KINDS if kind != "addition"]
+    assert set(scores) == {*named, *distances, "vae_psnr"}
+    assert all(scores[name] in (0.0, 0.5, 1.0) for name in named)
+    assert scores["zero_shot_posture"] == 1.0 and scores["generated_posture"] < 1.0
+    assert all(0.4 < scores[name] < 2 for name in distances) and 30 < scores["vae_psnr"] < 40
 
 
 def test_the_shipped_pair_names_what_it_sees(editor):

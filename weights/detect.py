@@ -96,7 +96,9 @@ def _weights_file(folder: Path, stem: str, variant: str | None) -> Path:
     others = [name for name in names if name.startswith(stem) and name.endswith(".safetensors")]
     pickles = [name for name in names if name.endswith(PICKLES)]
     said = "is missing"
-    if others:
+    if others and _variant(others[0]).isdecimal():
+        said = f"is missing; there is {first(others)}, one piece of several, without the {stem}.safetensors.index.json"
+    elif others:
         said = f"is missing; there is {first(others)}, which --variant {_variant(others[0])} chooses"
     elif pickles:
         said = f"is missing; there is only {first(pickles)}, a pickle, which minibaret never opens"

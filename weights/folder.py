@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import InputError
-from ..files import write_whole
+from ..files import write_text_whole, write_whole
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
 from ..models.tokenizer import ClipTokenizer
@@ -97,8 +97,7 @@ def _alike(value: object, default: object) -> bool:
 
 
 def save_config(config: ModelConfig, folder: Path) -> None:
-    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    write_whole(folder / CONFIG, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
+    write_text_whole(folder / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def save_part(module: nn.Module, path: Path, dtype: torch.dtype = torch.float16) -> None:

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..kernels import attention
 from ..kernels.roofline import GPUS, Shape, work
 from ..models.configs import MINIATURE, SD15, ModelConfig
+from . import naive
 from .common import card, finish, in_turns, peak_bytes, ratio, spread, trace
 
 SOURCES = {  # by rows: who takes whose map, as in BARET's batches
@@ -41,12 +42,7 @@ def ways(q: Tensor, k: Tensor, v: Tensor, source: tuple[int, ...], implementatio
     q_few, k_few, renamed = q[unique], k[unique], [unique.index(row) for row in source]
 
     def materialised() -> Tensor:
-        """Prompt-to-prompt's way: every map exists, the takers' are replaced."""
-        maps = torch.einsum("bnhd,bmhd->bhnm", q, k).mul_(q.shape[-1] ** -0.5).softmax(-1)
-        for row, taken in enumerate(source):
-            if row != taken:
-                maps[row] = maps[taken]
-        return torch.einsum("bhnm,bmhd->bnhd", maps, v)
+        return naive.materialised(*(x.transpose(1, 2) for x in (q, k, v)), source).transpose(1, 2)
 
     found = {
         "plain": lambda: attention(q, k, v, None, "torch"),

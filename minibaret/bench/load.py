@@ -4,16 +4,15 @@ import argparse
 import contextlib
 import gc
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from ..models.configs import SD15
 from ..weights import load_model
 from .common import card, finish, forget_peak, in_process, resident
+from .random_weights import write_layouts
 
 LOADS = [  # name in the table, file below the folder of files, variant, dtype stored, dtype wanted
     ("folder, float32 → float32", "folder", "", "float32", "float32"),
@@ -38,7 +37,7 @@ def bench(options: argparse.Namespace) -> None:
     facts = card(options, packages, dtype="as each line says")
     with contextlib.ExitStack() as stack:
         files = options.files or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minibaret-")))
-        write_files(files)
+        write_layouts(files)
         rows = {}
         for name, file, variant, _, dtype in LOADS:
             runs: dict[str, list[dict]] = {"minibaret": [], "diffusers": []}
@@ -100,26 +99,6 @@ def once(who: str, path: str, variant: str, dtype: str) -> dict:
     ready, processor = time.perf_counter() - start, time.process_time() - processor
     peak = (resident("VmHWM") - before) / 1e9
     return {"load": loaded - start, "ready": ready, "processor": processor, "peak_gb": peak}
-
-
-def write_files(files: Path) -> None:
-    """Random weights of Stable Diffusion 1.5: a Hugging Face folder with a variant, and a single file."""
-    from tests.checkpoints import (
-        full_merges,
-        ldm_tensors,
-        random_weights,
-        write_configs,
-        write_hugging_face,
-        write_single,
-    )
-
-    if (files / "single.safetensors").is_file():
-        return
-    print("writing 11 GB of random weights …", file=sys.stderr)
-    folder, weights = write_configs(files / "folder", SD15, full_merges()), random_weights(SD15)
-    write_hugging_face(folder, weights)
-    write_hugging_face(folder, weights, variant="fp16", dtype=torch.float16)
-    write_single(files / "single.safetensors", ldm_tensors(weights))
 
 
 def summary(results: list[dict]) -> dict:

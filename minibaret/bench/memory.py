@@ -24,8 +24,7 @@ def bench(options: argparse.Namespace) -> None:
         weights = str(options.weights)
         if weights == RANDOM:
             folder = options.files or Path(temporary)
-            if not (folder / "model_index.json").is_file():
-                _write(folder)
+            _write(folder)
             weights = str(folder)
         facts = card(options, weights=options.weights, size=options.size or "the model's", settings=" ".join(STEPS))
         print(f"\n{'limit':>8} {'peak':>9} {'estimate':>9} {'seconds':>8}  savings")
@@ -58,11 +57,9 @@ def _edit(weights: str, limit: str | None, options: argparse.Namespace, folder: 
 
 
 def _write(folder: Path) -> None:
-    """Random weights of Stable Diffusion 1.5 as a Hugging Face folder, from a process of its own, which takes 5 GB."""
+    """From a process of its own, which takes 5 GB."""
     code = (
-        "import sys; from pathlib import Path; from minibaret.models.configs import SD15; "
-        "from tests.checkpoints import full_merges, random_weights, write_configs, write_hugging_face; "
-        "write_hugging_face(write_configs(Path(sys.argv[1]), SD15, full_merges()), random_weights(SD15))"
+        "import sys; from pathlib import Path; from minibaret.bench.random_weights import write_folder; "
+        "write_folder(Path(sys.argv[1]))"
     )
-    print("writing 4.3 GB of random weights …", file=sys.stderr)
     subprocess.run([sys.executable, "-c", code, str(folder.resolve())], check=True, cwd=Path(__file__).parents[2])

@@ -72,6 +72,8 @@ def main() -> None:
         options.run(options)
     except InputError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def _count(text: str) -> int:
@@ -82,7 +84,7 @@ def _count(text: str) -> int:
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=_count, default=2, help="processes, one thread each (default 2)")
-    command.add_argument("--keep", type=Path, metavar="FILE", help="edits that are done, to go on with: JSON lines")
+    command.add_argument("--keep", type=Path, metavar="FILE", help="scores to go on with, of this code: JSON lines")
     command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
 
 
@@ -91,7 +93,7 @@ def _train(options: argparse.Namespace) -> None:
     from .stages import find, prepare
 
     stage, (runs, weights, scenes) = find(options.stage), (options.runs, options.weights, options.scenes)
-    check_run(stage, runs, options.workers, options.resume, options.start)
+    check_run(stage, runs, options.hours, options.workers, options.resume, options.start)
     prepare(options.stage, runs, weights, scenes)
     arguments = (runs, weights, scenes)
     train(stage, arguments, options.hours, runs, weights, options.workers, options.resume, options.start)
@@ -115,7 +117,7 @@ def _measure(options: argparse.Namespace) -> None:
         rows = table(editor, tower, options.weights, *counts, kept, options.workers, bars.count)
     print(as_text(rows))
     if options.json:
-        print(json.dumps({"weights": kept.weights, "table": as_json(rows)}))
+        print(json.dumps({"weights": kept.fingerprint, "table": as_json(rows)}))
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -137,9 +139,7 @@ def _sweep(options: argparse.Namespace) -> None:
         tried = one_at_a_time(editor.settings(**KIND_SETTINGS[options.kind]))
     scenes, workers = options.scenes, options.workers
     with ProgressBars() as bars:
-        lines = sweep(
-            editor, options.weights, options.kind, tried, scenes, kept, workers, options.weights, watch=bars.count
-        )
+        lines = sweep(editor, options.weights, options.kind, tried, scenes, kept, workers, bars.count)
     for line in lines:
         print(json.dumps(line))
 

@@ -85,11 +85,8 @@ def scatter(
     axes = Axes(draw, (70, 70, width - 40, plot), (min(across), max(across)), y_range, y_label, x_label)
     groups: list[list[int]] = []
     for index, point in enumerate(points):
-        near = [
-            group
-            for group in groups
-            if math.dist(axes.place(*points[group[0]]), axes.place(*point)) < 1.6 * FONT * FINE
-        ]
+        place = axes.place(*point)
+        near = [group for group in groups if math.dist(axes.place(*points[group[0]]), place) < NEAR * FONT * FINE]
         if near:
             near[0].append(index)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..files import write_whole
+from ..files import write_text_whole
 from .charts import FINE, Axes, canvas
 from .stages import STAGES
 
@@ -38,8 +38,7 @@ def keep_curves(runs: Path, path: Path) -> Curves:
             every = -(-len(lines) // LINES)
             curves.setdefault(stage, {})[run] = columns(lines[::-1][::every][::-1], FIGURES[stage])
     if logs:
-        text = json.dumps(curves) + "\n"
-        write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
+        write_text_whole(path, json.dumps(curves) + "\n")
     return {stage: dict(sorted(curves[stage].items())) for stage in STAGES if stage in curves}
 
 

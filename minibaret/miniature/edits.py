@@ -27,6 +27,8 @@ from ..settings import Settings
 from .loop import KEEP_MEMORY
 from .tasks import task_of
 
+LINE = b'{"of": '  # how each kept line begins
+
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
@@ -41,23 +43,26 @@ class Edit:
 class Kept:
     """Results by what they are of, one JSON line each; in a file where a path is given, so that work can go on there.
 
-    A last line that was cut short, as by a kill, is dropped. weights: the `fingerprint` that results are of; results of
-    other weights stay in the file and are not seen. Raises InputError where the file holds something else.
+    A last line that was cut short, as by a kill, is dropped. fingerprint: of the weights that results are of; results
+    of other weights stay in the file and are not seen. What the code was is not recorded: after changing what a score
+    comes from, begin another file. Raises InputError where the file holds something else.
     """
 
-    def __init__(self, path: Path | None, weights: str):
-        self.path, self.weights = path, weights
+    def __init__(self, path: Path | None, fingerprint: str):
+        self.path, self.fingerprint = path, fingerprint
         self.results: dict[str, dict] = {}
         if path and path.exists():
-            data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
+            *whole, rest = path.read_bytes().split(b"\n")
             try:
-                lines = [json.loads(line) for line in whole.splitlines()]
+                lines = [json.loads(line) for line in whole]
                 self.results = {json.dumps(line["of"]): line["result"] for line in lines}
+                ours = (rest + LINE)[: len(LINE)] == LINE
             except (ValueError, TypeError, KeyError):
-                raise InputError(f"{path} was wanted to keep results in, but holds something else") from None
-            if whole != data:
-                os.truncate(path, len(whole))
+                ours = False
+            if not ours:
+                raise InputError(f"{path} was wanted to keep results in, but holds something else")
+            if rest:
+                os.truncate(path, path.stat().st_size - len(rest))
         elif path:
             path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -71,7 +76,7 @@ class Kept:
                 file.write(f'{{"of": {self._key(of)}, "result": {json.dumps(result)}}}\n')
 
     def _key(self, of: dict) -> str:
-        return json.dumps({"weights": self.weights, **of})
+        return json.dumps({"weights": self.fingerprint, **of})
 
 
 def score_edits(
@@ -86,6 +91,8 @@ def score_edits(
     Edits that differ only in what comes after target-text inversion share one; the seconds of each count it as well.
     """
     keys = [dataclasses.asdict(edit) for edit in edits]
+    if not edits:
+        return []
     missing = {json.dumps(key): edit for key, edit in zip(keys, edits) if kept.get(key) is None}
     groups: dict[Edit, list[Edit]] = {}
     for edit in missing.values():

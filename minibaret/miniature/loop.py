@@ -36,6 +36,7 @@ class Stage:
     learning_rate = 1e-3
     batch = 32  # pictures a step, over all workers
     ema = 0.999
+    parts: tuple[str, ...] = ()  # files that `export` writes and `restore` reads, without .safetensors
     modules: nn.ModuleDict
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -63,15 +64,22 @@ class Progress:
     seconds: float = 0.0
 
 
-def check_run(stage: type[Stage], runs: Path, workers: int, resume: bool, start: Path | None) -> None:
+def check_run(stage: type[Stage], runs: Path, hours: float, workers: int, resume: bool, start: Path | None) -> None:
     """Raises InputError where a run could not begin so."""
     checkpoint = runs / f"{stage.name}.pt"
     if resume and start is not None:
         raise InputError("a run is either resumed or begun with the weights in a folder, got both")
+    if resume and not checkpoint.exists():
+        raise InputError(f"there is no {checkpoint} to resume")
+    if not 0 < hours < float("inf"):
+        raise InputError(f"hours must be above 0, got {hours:g}")
     if checkpoint.exists() and not resume:
         raise InputError(f"{checkpoint} exists: pass --resume to continue it, or move it away to start anew")
     if start is not None and not start.is_dir():
         raise InputError(f"there is no folder {start} of weights to begin with")
+    for part in stage.parts if start else ():
+        if not (start / f"{part}.safetensors").is_file():
+            raise InputError(f"there is no {part}.safetensors in {start} to begin with")
     if workers < 1 or stage.batch % workers:
         raise InputError(f"workers must share a batch of {stage.batch} evenly, got {workers} of them")
 
@@ -92,7 +100,7 @@ def train(
     stage, arguments: what each worker builds. start: a folder of weights that a new run begins with, its optimiser
     fresh. The workers share four bytes of memory for each parameter and worker.
     """
-    check_run(stage, runs, workers, resume, start)
+    check_run(stage, runs, hours, workers, resume, start)
     os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")
     runs.mkdir(parents=True, exist_ok=True)
     spawn = mp.get_context("spawn")

@@ -10,6 +10,7 @@ from ..evaluation import SHEET_LABELS, SHEET_ROWS
 from ..loading import load
 from ..progress import Count, nobody
 from ..sheet import contact_sheet, edit_sheet
+from ..weights import MINIATURE_FOLDER
 from .curves import draw_curves, keep_curves
 from .edits import Edit, edit_pictures
 from .measure import BATCH, generate
@@ -37,7 +38,7 @@ def card_pictures(weights: Path, runs: Path, workers: int, watch: Count = nobody
         made.append(picture)
         watch("samples", len(made), SAMPLES)
     yield "samples.png", contact_sheet([made[start : start + ACROSS] for start in range(0, SAMPLES, ACROSS)])
-    result = editor.edit(weights / "examples" / EXAMPLE, EXAMPLE_TEXT)
+    result = editor.edit(MINIATURE_FOLDER / "examples" / EXAMPLE, EXAMPLE_TEXT)
     yield "sheet.png", edit_sheet(result, EXAMPLE_TEXT)
     others = [kind for kind in KINDS if kind != "posture"]
     for name, kinds in (("edits.png", ["posture"]), ("others.png", others)):

@@ -3,12 +3,14 @@
 from importlib import import_module
 from pathlib import Path
 
+from ..errors import InputError
 from ..models.configs import MINIATURE
 from ..models.tokenizer import learn_merges, save_merges
 from ..weights.folder import CONFIG, MERGES, save_config
 from .data import all_captions, training_pictures
 from .loop import Stage
 
+EARLIER = {"clip": (), "vae": (), "unet": ("vae", "text_encoder")}  # what must be trained before
 STAGES = {"clip": "ClipStage", "vae": "VaeStage", "unet": "UNetStage"}  # in the order they are trained
 
 
@@ -19,7 +21,10 @@ def find(name: str) -> type[Stage]:
 
 def prepare(name: str, runs: Path, weights: Path, scenes: int) -> None:
     """Makes what the workers should find ready: the weights' folder with its config and the captions' merges, the
-    training pictures, and for the UNet their latents."""
+    training pictures, and for the UNet their latents. Raises InputError where an earlier stage is missing."""
+    for part in EARLIER[name]:
+        if not (weights / f"{part}.safetensors").is_file():
+            raise InputError(f"the {name} is trained after the {part}, but there is no {part}.safetensors in {weights}")
     weights.mkdir(parents=True, exist_ok=True)
     if not (weights / CONFIG).exists():
         save_config(MINIATURE, weights)

@@ -5,6 +5,7 @@ Few scenes tell nothing: 83 % success over six of them was once 27.5 % over fort
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from ..editor import Editor
 from ..errors import InputError
 from ..evaluation import means
-from ..files import write_whole
+from ..files import write_text_whole
 from ..images import write_image
 from ..progress import Count, nobody
 from ..settings import Settings
@@ -24,13 +25,13 @@ from .scene import SWEEP_SEEDS
 from .tasks import KIND_SETTINGS, KINDS
 
 CHOICES = {
-    "guidance": (3.0, 5.0, 7.5),
-    "learning_rate": (3e-3, 1e-2, 2e-2),
+    "guidance": (2.0, 3.0, 5.0, 7.5),
+    "learning_rate": (1e-3, 3e-3, 1e-2),
     "tolerance": ((1e-5, 2e-5), (1e-4, 5e-5)),
     "transition": ((0.8, 0.1), (0.6, 0.1)),
     "rigid": (False, True),
-    "self_steps": (0.1, 0.2, 0.3),
-    "cross_steps": (0.4, 0.5, 0.6),
+    "self_steps": (0.0, 0.2, 0.3, 0.5),
+    "cross_steps": (0.0, 0.4, 0.6, 0.8),
     "rows": ("cond", "both"),
     "inversion_text": ("target", "null"),
 }
@@ -48,7 +49,11 @@ def one_at_a_time(start: Settings) -> list[Changes]:
 
 
 def at_random(count: int, seed: int) -> list[Changes]:
-    """Each setting drawn from its choices, `count` times, no combination twice."""
+    """Each setting drawn from its choices, `count` times, no combination twice. Raises InputError where there are not
+    so many."""
+    most = math.prod(map(len, CHOICES.values()))
+    if count > most:
+        raise InputError(f"there are {most} combinations to try at random, got {count}")
     generator, found = random.Random(seed), []
     while len(found) < count:
         drawn = {name: generator.choice(values) for name, values in CHOICES.items()}
@@ -82,17 +87,17 @@ def sweep(
     count: int,
     kept: Kept,
     workers: int,
-    folder: Path,
     watch: Count = nobody,
 ) -> list[dict]:
     """Scores each of the changes on the first `count` sweep scenes; returns this sweep's lines.
 
-    The lines go to sweep.json in `folder` at the end, and sweep.png there shows all that are of these weights. Lines
+    The lines go to sweep.json in `weights` at the end, and sweep.png there shows all that are of these weights. Lines
     that the file has already are not measured again; of the others, no edit that is in `kept`.
     """
-    path = folder / "sweep.json"
+    path = weights / "sweep.json"
     settings = [editor.settings(**KIND_SETTINGS[kind] | changes) for changes in tried]
-    keys = [{"weights": kept.weights, "kind": kind, "scenes": count, "settings": _plain(chosen)} for chosen in settings]
+    of = {"weights": kept.fingerprint, "kind": kind, "scenes": count}
+    keys = [{**of, "settings": _plain(chosen)} for chosen in settings]
     lines = {_name(key): line for line in _read(path) for key in [_key(line)]}
     missing = {_name(key): (key, chosen) for key, chosen in zip(keys, settings) if _name(key) not in lines}
     edits = [Edit(kind, seed, chosen) for _, chosen in missing.values() for seed in SWEEP_SEEDS[:count]]
@@ -102,9 +107,10 @@ def sweep(
         lines[name] = {**key, **{figure: round(value, 3) for figure, value in measured.items()}}
     if missing:
         _write(path, lines.values())
-        of_these = [line for line in lines.values() if line["weights"] == kept.weights]
-        in_use = {name: editor.settings(**KIND_SETTINGS[name]) for name in KINDS}
-        write_image(chart(of_these, in_use), folder / "sweep.png")
+    of_these = [line for line in lines.values() if line["weights"] == kept.fingerprint]
+    if of_these:
+        in_use = {name: editor.settings(**KIND_SETTINGS[name]) for name in KINDS}  # which may be others by now
+        write_image(chart(of_these, in_use), weights / "sweep.png")
     return [lines[name] for name in dict.fromkeys(map(_name, keys))]
 
 
@@ -163,5 +169,4 @@ def _read(path: Path) -> list[dict]:
 
 
 def _write(path: Path, lines: Iterable[dict]) -> None:
-    text = "[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n"
-    write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
+    write_text_whole(path, "[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")

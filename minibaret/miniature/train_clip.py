@@ -31,6 +31,7 @@ class ClipStage(Stage):
     """
 
     name = "clip"
+    parts = ("text_encoder", "image_encoder")
     learning_rate = 1e-3
     batch = 128
 

@@ -27,6 +27,7 @@ OMISSION_ODDS = (0.76, 0.08, 0.08, 0.08)  # whole captions, and those that leave
 
 class UNetStage(Stage):
     name = "unet"
+    parts = ("unet",)
     learning_rate = 5e-4
     batch = 32
     ema = 0.999

@@ -20,6 +20,7 @@ KL_WEIGHT = 6.4e-4  # of a latent number's mean, against a pixel's
 
 class VaeStage(Stage):
     name = "vae"
+    parts = ("vae",)
     learning_rate = 1e-3
     batch = 8
 

@@ -14,7 +14,8 @@ from .text_encoder import TextEncoder
 
 
 class ImageEncoder(nn.Module):
-    """A convolutional tower: 4×4 patches, then a ResBlock a level, the mean over what remains, a projection."""
+    """A convolutional tower: a 7×7 convolution to a quarter of the size, a ResBlock and half the size at each level,
+    the mean over what remains, a projection."""
 
     def __init__(self, config: ImageEncoderConfig):
         super().__init__()

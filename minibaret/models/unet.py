@@ -203,6 +203,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, context_width: int, heads: int):
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads cannot share a width of {width}")
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_width, width, bias=False)
