@@ -10,7 +10,7 @@ Every stage is a generator: the caller sees each step and stops by not asking fo
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -71,7 +71,7 @@ def run(
     pictures: Collection[str] = (),
     maps: MapCollector | None = None,
     max_rows: int | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, Record]:
     """Edits z*[0] towards the target text; the generator's return value is the Record.
 
     start: z*[0], (1, 4, h, w) float32, or what an earlier run has found of trajectory and tuned text, to go on from;

@@ -1,7 +1,7 @@
 """`Editor`: a model and what stands around it, from a picture and a sentence to the edited picture."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from functools import partial
 from pathlib import Path
 
@@ -78,7 +78,7 @@ class Editor:
         pictures: Collection[str] = ("transition",),
         maps: MapRequest | None = None,
         inversion: Inversion | None = None,
-    ) -> Iterator[baret.Step]:
+    ) -> Generator[baret.Step, None, Result]:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
         image: a picture or a file; settings: `self.settings()` if None; size: (width, height) in pixels, the model's
@@ -155,7 +155,7 @@ class Editor:
         inversion: Inversion | None = None,
         file: str | Path | None = None,
         restart: bool = False,
-    ) -> Iterator[baret.Step]:
+    ) -> Generator[baret.Step, None, Inversion]:
         """The same work as a generator of steps, which returns the Inversion.
 
         image, text, settings, size, fit: as for `steps`. inversion: one whose trajectory is taken where the text (if it

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from minibaret.errors import InputError
-from minibaret.miniature import curves, edits, sweep, table
+from minibaret.miniature import curves, edits, sweep, table, tasks
 from minibaret.miniature.charts import FINE, plain, scatter, ticks
 from minibaret.miniature.distortions import DISTORTIONS
 from minibaret.miniature.edits import Edit, Kept, in_workers, score_edits
@@ -135,6 +136,20 @@ def test_the_fingerprint_follows_the_weights_and_not_their_defaults(tmp_path):
     assert fingerprint(tmp_path) != shipped
 
 
+def test_the_fingerprint_follows_the_world_the_tasks_and_the_distortions(monkeypatch):
+    shipped, task_of = fingerprint(MINIATURE_FOLDER), tasks.task_of
+    module = sys.modules[fingerprint.__module__]
+    for name, other in (
+        ("world_fingerprint", lambda: "another world"),
+        ("task_of", lambda kind, seed: task_of(kind, seed + 1)),
+        ("distort", lambda picture, name, seed: picture),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, other)
+            assert fingerprint(MINIATURE_FOLDER) != shipped, name
+    assert fingerprint(MINIATURE_FOLDER) == shipped
+
+
 def threads(number: int) -> tuple[int, int]:
     return number, torch.get_num_threads()
 
@@ -232,11 +247,13 @@ def test_which_settings_are_tried():
 def test_a_list_of_settings_is_read_or_refused(tmp_path):
     path = tmp_path / "settings.json"
     path.write_text('[{"guidance": 5.0, "transition": [0.6, 0.1]}]')
-    assert sweep.listed(path) == [{"guidance": 5.0, "transition": (0.6, 0.1)}]
+    assert sweep.listed(path, "posture") == [{"guidance": 5.0, "transition": (0.6, 0.1)}]
+    path.write_text('[{"kind": "colour", "settings": {"rigid": true}}, {"kind": "animal", "settings": {"steps": 9}}]')
+    assert sweep.listed(path, "animal") == [{"steps": 9}] and sweep.listed(path, "ground") == []
     for wrong, said in (('{"guidance": 5}', "a JSON list"), ("[1]", "a JSON list"), ('[{"size": 3}]', "sets 'size'")):
         path.write_text(wrong)
         with pytest.raises(InputError, match=said):
-            sweep.listed(path)
+            sweep.listed(path, "posture")
 
 
 def log(run, steps, start=0.2) -> str:

@@ -47,7 +47,7 @@ def main() -> None:
     command.add_argument("--kind", choices=KINDS, default="posture", help="what is edited (default %(default)s)")
     command.add_argument("--scenes", type=_count, default=24, help="edits a setting; fewer tell little (default 24)")
     which = command.add_mutually_exclusive_group()
-    which.add_argument("--settings", type=Path, metavar="FILE", help="a JSON list of settings to try")
+    which.add_argument("--settings", type=Path, metavar="FILE", help="a JSON list of settings to try, or sweep.json")
     which.add_argument("--random", type=_count, metavar="N", help="try N at random; without, one change at a time")
     command.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
     _add_workers(command)
@@ -132,7 +132,7 @@ def _sweep(options: argparse.Namespace) -> None:
     read_config(options.weights)  # says so where the weights are no minibaret folder
     editor, kept = load(options.weights, "cpu"), Kept(options.keep, fingerprint(options.weights))
     if options.settings:
-        tried = listed(options.settings)
+        tried = listed(options.settings, options.kind)
     elif options.random:
         tried = at_random(options.random, options.seed)
     else:

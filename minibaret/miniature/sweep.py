@@ -62,16 +62,17 @@ def at_random(count: int, seed: int) -> list[Changes]:
     return found
 
 
-def listed(path: Path) -> list[Changes]:
-    """The changes in a JSON file: a list of objects, such as [{"guidance": 5.0, "self_steps": 0.2}].
-
-    Raises InputError where the file is something else.
+def listed(path: Path, kind: str) -> list[Changes]:
+    """The changes in a JSON file: a list of objects, such as [{"guidance": 5.0, "self_steps": 0.2}]; or what a sweep
+    left, sweep.json, of which the lines of the kind count. Raises InputError where the file is something else.
     """
     known = {field.name for field in dataclasses.fields(Settings)}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
+    if isinstance(found, list) and all(isinstance(line, dict) for line in found):
+        found = [line.get("settings", line) for line in found if line.get("kind", kind) == kind]
     if not isinstance(found, list) or not all(isinstance(changes, dict) for changes in found):
         raise InputError(f"a JSON list of settings, each an object, was wanted in {path}")
     for name in {name for changes in found for name in changes} - known:
