@@ -10,7 +10,7 @@ KINDS = ("posture", "colour", "ground", "animal", "addition")
 
 # What a kind of edit sets beside the defaults, chosen by `sweep --kind` on SWEEP_SEEDS, never on a measured scene
 # (weights/miniature/sweep.json). The paper advises rigid for style, background and object; for animals it was worse.
-_KEEP_LAYOUT = {"self_steps": 0.5, "cross_steps": 0.8}
+_KEEP_LAYOUT = {"guidance": 5.0, "transition": (0.8, 0.1), "self_steps": 0.5, "cross_steps": 0.8}
 KIND_SETTINGS = {
     "posture": {},
     "colour": {"rigid": True, **_KEEP_LAYOUT},
