@@ -208,13 +208,13 @@ def test_the_unet_learns_to_name_the_noise_weighted_by_min_snr(tmp_path):
 
 
 def test_the_networks_are_measured_each_on_its_own(editor, monkeypatch):
-    monkeypatch.setattr(measure, "SAMPLING_STEPS", 2)  # too few to show anything
+    monkeypatch.setattr(measure, "SAMPLING_STEPS", 1)  # which leaves the noise as it was
     scores = measure.measure(editor, load_image_encoder(), 2)
     named = [f"{what}_{kind}" for what in ("zero_shot", "generated") for kind in KINDS]
     distances = [f"caption_distance_{kind}" for kind in KINDS if kind != "addition"]
     assert set(scores) == {*named, *distances, "vae_psnr"}
     assert all(scores[name] in (0.0, 0.5, 1.0) for name in named)
-    assert scores["zero_shot_posture"] == 1.0 and scores["generated_posture"] < 1.0
+    assert scores["zero_shot_posture"] == 1.0 and min(scores[f"generated_{kind}"] for kind in KINDS) < 1.0
     assert all(0.4 < scores[name] < 2 for name in distances) and 30 < scores["vae_psnr"] < 40
 
 
