@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from minibaret.errors import InputError
-from minibaret.miniature import data, measure
+from minibaret.miniature import data, measure, train_unet
+from minibaret.miniature.coupling import couple, told
 from minibaret.miniature.loop import MeanOverWorkers, Stage, _average_gradients, check_run, learning_rate, train
 from minibaret.miniature.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
 from minibaret.miniature.stages import find, prepare
@@ -189,22 +190,62 @@ def test_a_run_can_begin_with_the_shipped_weights(name, tmp_path):
         assert exported.read_bytes() == shipped.read_bytes()
 
 
-def test_the_unet_learns_to_name_the_noise_weighted_by_min_snr(tmp_path):
+OFF = 0.5
+
+
+@pytest.fixture
+def almost(tmp_path):
+    """The UNet's stage on an empty picture, so that noisy latents tell their noise, and a UNet that is wrong by OFF
+    everywhere; what it was given."""
     stage = find("unet")(tmp_path, MINIATURE_FOLDER, 1)
-    stage.latents = torch.zeros_like(stage.latents)  # so that the noisy latents tell their noise
-    off, seen = 0.5, []
+    stage.latents = torch.zeros_like(stage.latents)
+    given = []
 
-    def almost(noisy, labels, texts):
-        seen.append(labels)
-        return noisy / (1 - stage.alphas[labels]).sqrt()[:, None, None, None] + off
+    def unet(noisy, labels, texts):
+        noise = noisy / (1 - stage.alphas[labels]).sqrt()[:, None, None, None]
+        given.append((noise, labels, texts))
+        return noise + OFF
 
-    stage.unet = almost
+    stage.unet = unet
+    return stage, given
+
+
+def test_the_unet_learns_to_name_the_noise_weighted_by_its_amount(almost, monkeypatch):
+    monkeypatch.setattr(train_unet, "INVERTED", 0.0)
+    stage, given = almost
     loss, figures = stage.loss(64, torch.Generator().manual_seed(0))
-    alphas = stage.alphas[seen[0]].double()
-    snr = alphas / (1 - alphas)
-    expected = off**2 * torch.minimum(torch.ones_like(snr), 5 / snr).mean()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-3) and expected < 0.95 * off**2
-    assert figures["error"] == pytest.approx(off**2, rel=1e-3)
+    alphas = stage.alphas[given[0][1]].double()
+    weights = [min(1, 5 / ratio) if ratio > 1 else ratio**-0.75 for ratio in (alphas / (1 - alphas)).tolist()]
+    layout = (4 * OFF) ** 2  # a block of 4 x 4 tells one number: four times its mean
+    assert loss.item() == pytest.approx(OFF**2 * np.mean(weights) + 0.3 * layout, rel=1e-3)
+    assert min(weights) < 0.5 and max(weights) > 10
+    assert figures["error"] == pytest.approx(OFF**2, rel=1e-3)
+
+
+def test_of_pictures_with_less_noise_the_unet_learns_the_layout_only(almost):
+    stage, given = almost
+    _, figures = stage.loss(256, torch.Generator().manual_seed(0))
+    [(noise, _, texts)] = given
+    less = noise.std((1, 2, 3)) < 0.9
+    assert 0.15 < less.float().mean() < 0.3
+    assert (texts[less] == stage.texts[0].float()).all()
+    assert 0.03 < (texts[~less] == stage.texts[0].float()).all(-1).all(-1).float().mean() < 0.25
+    assert figures["error"] == pytest.approx(OFF**2, rel=0.15)  # of the others alone
+    assert figures["layout"] == pytest.approx((4 * OFF) ** 2, rel=0.3)
+
+
+def test_an_inversion_finds_the_layout_late():
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(2000, 21, generator=generator)
+    noise = couple(torch.randn(2000, 4, 16, 16, generator=generator), numbers)
+    for label, right in ((0, 0.0), (250, 0.5), (999, 1.0)):
+        seen = train_unet.as_inverted(noise, numbers, torch.full((2000,), label), generator)
+        amount = seen.std((1, 2, 3))
+        assert amount.mean().item() == pytest.approx(0.5, abs=0.03) and amount.max() < 1.1
+        found = told(seen / amount[:, None, None, None], 21)
+        assert torch.corrcoef(torch.stack([found.flatten(), numbers.flatten()]))[0, 1].item() == pytest.approx(
+            right, abs=0.03
+        )
 
 
 def test_the_networks_are_measured_each_on_its_own(editor, monkeypatch):

@@ -14,6 +14,7 @@ from ..models.unet import Attention, UNet
 from ..models.vae import VAE
 from ..schedule import TRAINING_STEPS, cumulative_alphas
 from ..weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
+from .coupling import couple, layout_numbers, told
 from .data import OMISSIONS, all_captions, attributes, to_pixels, training_pictures, training_scene
 from .fingerprint import world_fingerprint
 from .loop import Stage
@@ -22,6 +23,9 @@ from .train_vae import grid
 
 EMPTY_CAPTIONS = 0.1
 SNR_LIMIT = 5.0  # min-SNR weighting (Hang et al. 2023)
+HIGH_NOISE = 0.75  # below a signal-to-noise ratio of 1 the weight is its power of -0.75: there the layout is decided
+LAYOUT_WEIGHT = 0.3  # of the error of the numbers that the noise tells
+INVERTED = 0.25  # of the pictures, those seen as an inversion sees them: of their noise only the numbers are asked
 OMISSION_ODDS = (0.76, 0.08, 0.08, 0.08)  # whole captions, and those that leave out colour, ground or both
 
 
@@ -38,6 +42,7 @@ class UNetStage(Stage):
         self.vae = load_part(lambda: VAE(self.vae_config), weights / "vae.safetensors")
         self.texts, self.row = caption_embeddings(weights)
         self.scenes = [training_scene(index) for index in range(count)]
+        self.layouts = layout_numbers([scene.layout() for scene in self.scenes])
         self.alphas = cumulative_alphas()
         self.unet = UNet(MINIATURE.unet)
         for module in self.unet.modules():
@@ -47,19 +52,27 @@ class UNetStage(Stage):
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         indices = torch.randint(len(self.latents), (batch,), generator=generator)
-        latents = self.latents[indices].float()
-        omitted = torch.multinomial(torch.tensor(OMISSION_ODDS), batch, replacement=True, generator=generator)
-        rows = [self.row[attributes(self.scenes[i], OMISSIONS[o])] for i, o in zip(indices.tolist(), omitted.tolist())]
-        empty = torch.rand(batch, generator=generator) < EMPTY_CAPTIONS
-        texts = self.texts[torch.where(empty, 0, torch.tensor(rows))].float()
         labels = torch.randint(TRAINING_STEPS, (batch,), generator=generator)
         alphas = self.alphas[labels][:, None, None, None]
-        noise = torch.randn(latents.shape, generator=generator)
-        noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
-        error = (self.unet(noisy, labels, texts).float() - noise).square().mean((1, 2, 3))
-        snr = (alphas / (1 - alphas)).flatten()
-        loss = (error * snr.clamp(max=SNR_LIMIT) / snr).mean()
-        return loss, {"error": error.mean().item(), "noisy": (error * (labels >= 500)).mean().item() * 2}
+        latents, numbers = self.latents[indices].float(), self.layouts[indices]
+        inverted = torch.rand(batch, generator=generator) < INVERTED
+        empty = torch.rand(batch, generator=generator) < EMPTY_CAPTIONS
+        texts = self._captions(indices, inverted | empty, generator)
+
+        noise = couple(torch.randn(latents.shape, generator=generator), numbers)
+        seen = torch.where(inverted[:, None, None, None], as_inverted(noise, numbers, labels, generator), noise)
+        off = self.unet(alphas.sqrt() * latents + (1 - alphas).sqrt() * seen, labels, texts).float() - noise
+        error = off.square().mean((1, 2, 3)) * ~inverted / (1 - INVERTED)
+        layout = told(off, numbers.shape[1]).square().mean(1)
+        loss = (error * noise_weight((alphas / (1 - alphas)).flatten()) + LAYOUT_WEIGHT * layout).mean()
+        figures = {"error": error, "noisy": 2 * error * (labels >= 500), "layout": layout * inverted / INVERTED}
+        return loss, {name: values.mean().item() for name, values in figures.items()}
+
+    def _captions(self, indices: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
+        """Embeddings (B, 77, width) of the scenes' captions, some of them with omissions."""
+        omitted = torch.multinomial(torch.tensor(OMISSION_ODDS), len(indices), replacement=True, generator=generator)
+        rows = [self.row[attributes(self.scenes[i], OMISSIONS[o])] for i, o in zip(indices.tolist(), omitted.tolist())]
+        return self.texts[torch.where(empty, 0, torch.tensor(rows))].float()
 
     def samples(self, path: Path) -> None:
         """Training captions 0 … 23 from fixed noise, 25 steps, guidance 3."""
@@ -74,6 +87,23 @@ class UNetStage(Stage):
         save_part(self.unet, weights / "unet.safetensors")
         defaults = read_config(weights).defaults
         save_config(dataclasses.replace(MINIATURE, vae=self.vae_config, defaults=defaults), weights)
+
+
+def as_inverted(noise: Tensor, numbers: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """What an inversion may have found of the noise when it comes to a label: less than there is, and numbers of the
+    layout that are the less right the nearer it still is to the picture."""
+    right = (labels / TRAINING_STEPS)[:, None]
+    found = right.sqrt() * numbers + (1 - right).sqrt() * torch.randn(numbers.shape, generator=generator)
+    return torch.rand(len(noise), 1, 1, 1, generator=generator) * couple(noise, found)
+
+
+def noise_weight(snr: Tensor) -> Tensor:
+    """The weight of the error of the predicted noise, by the signal-to-noise ratio: min-SNR's above 1, more below.
+
+    Where there is almost nothing but noise, the error of the predicted noise is small whatever the model says of the
+    picture, and min-SNR's weight of 1 would leave the layout, which is decided there, nearly untrained.
+    """
+    return snr.clamp(max=SNR_LIMIT) / snr * snr.clamp(max=1) ** -HIGH_NOISE
 
 
 @torch.no_grad()
