@@ -13,7 +13,7 @@ from torch import nn
 
 from minibaret.errors import InputError
 from minibaret.miniature import data, measure, train_unet
-from minibaret.miniature.coupling import couple, told
+from minibaret.miniature.coupling import couple, read_numbers
 from minibaret.miniature.loop import MeanOverWorkers, Stage, _average_gradients, check_run, learning_rate, train
 from minibaret.miniature.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
 from minibaret.miniature.stages import find, prepare
@@ -211,7 +211,7 @@ def almost(tmp_path):
 
 
 def test_the_unet_learns_to_name_the_noise_weighted_by_its_amount(almost, monkeypatch):
-    monkeypatch.setattr(train_unet, "INVERTED", 0.0)
+    monkeypatch.setattr(train_unet, "INVERTED_SHARE", 0.0)
     stage, given = almost
     loss, figures = stage.loss(64, torch.Generator().manual_seed(0))
     alphas = stage.alphas[given[0][1]].double()
@@ -222,16 +222,32 @@ def test_the_unet_learns_to_name_the_noise_weighted_by_its_amount(almost, monkey
     assert figures["error"] == pytest.approx(OFF**2, rel=1e-3)
 
 
-def test_of_pictures_with_less_noise_the_unet_learns_the_layout_only(almost):
+def test_of_pictures_as_an_inversion_sees_them_the_unet_learns_the_layout_only(almost, monkeypatch):
+    monkeypatch.setattr(train_unet, "INVERTED_SHARE", 0.5)
     stage, given = almost
-    _, figures = stage.loss(256, torch.Generator().manual_seed(0))
-    [(noise, _, texts)] = given
+    answer = stage.unet
+    losses, layouts = [], []
+    for within_blocks in (
+        0.0,
+        1.0,
+    ):  # an error that no block's mean shows, where there is less noise than there should be
+        pattern = within_blocks * torch.tensor([1.0, -1.0]).repeat(8)
+
+        def unet(noisy, labels, texts, pattern=pattern):
+            known = answer(noisy, labels, texts)
+            return known + pattern * (given[-1][0].std((1, 2, 3)) < 0.9)[:, None, None, None]
+
+        stage.unet = unet
+        loss, figures = stage.loss(256, torch.Generator().manual_seed(0))
+        losses.append(loss.item())
+        layouts.append(figures["layout"])
+    noise, _, texts = given[0]
     less = noise.std((1, 2, 3)) < 0.9
-    assert 0.15 < less.float().mean() < 0.3
+    assert 0.35 < less.float().mean() < 0.55
     assert (texts[less] == stage.texts[0].float()).all()
-    assert 0.03 < (texts[~less] == stage.texts[0].float()).all(-1).all(-1).float().mean() < 0.25
-    assert figures["error"] == pytest.approx(OFF**2, rel=0.15)  # of the others alone
-    assert figures["layout"] == pytest.approx((4 * OFF) ** 2, rel=0.3)
+    assert (texts[~less] == stage.texts[0].float()).all(-1).all(-1).float().mean() < 0.4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and layouts[0] == pytest.approx(layouts[1], rel=1e-4)
+    assert figures["error"] == pytest.approx(OFF**2, rel=0.2)
 
 
 def test_an_inversion_finds_the_layout_late():
@@ -239,10 +255,10 @@ def test_an_inversion_finds_the_layout_late():
     numbers = torch.randn(2000, 21, generator=generator)
     noise = couple(torch.randn(2000, 4, 16, 16, generator=generator), numbers)
     for label, right in ((0, 0.0), (250, 0.5), (999, 1.0)):
-        seen = train_unet.as_inverted(noise, numbers, torch.full((2000,), label), generator)
+        seen = train_unet.as_an_inversion_guesses(noise, numbers, torch.full((2000,), label), generator)
         amount = seen.std((1, 2, 3))
         assert amount.mean().item() == pytest.approx(0.5, abs=0.03) and amount.max() < 1.1
-        found = told(seen / amount[:, None, None, None], 21)
+        found = read_numbers(seen / amount[:, None, None, None], 21)
         assert torch.corrcoef(torch.stack([found.flatten(), numbers.flatten()]))[0, 1].item() == pytest.approx(
             right, abs=0.03
         )

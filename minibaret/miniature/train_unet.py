@@ -1,4 +1,4 @@
-"""Stage 3, the UNet: predicts the noise in the VAE's latents from the caption's embeddings, a tenth of them empty."""
+"""Stage 3, the UNet: predicts the noise in the VAE's latents from the caption's embeddings, some of them empty."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from ..models.unet import Attention, UNet
 from ..models.vae import VAE
 from ..schedule import TRAINING_STEPS, cumulative_alphas
 from ..weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
-from .coupling import couple, layout_numbers, told
+from .coupling import couple, layout_numbers, read_numbers
 from .data import OMISSIONS, all_captions, attributes, to_pixels, training_pictures, training_scene
 from .fingerprint import world_fingerprint
 from .loop import Stage
@@ -23,9 +23,11 @@ from .train_vae import grid
 
 EMPTY_CAPTIONS = 0.1
 SNR_LIMIT = 5.0  # min-SNR weighting (Hang et al. 2023)
-HIGH_NOISE = 0.75  # below a signal-to-noise ratio of 1 the weight is its power of -0.75: there the layout is decided
-LAYOUT_WEIGHT = 0.3  # of the error of the numbers that the noise tells
-INVERTED = 0.25  # of the pictures, those seen as an inversion sees them: of their noise only the numbers are asked
+HIGH_NOISE_POWER = -0.75  # of the signal-to-noise ratio, the weight where it is below 1: there the layout is decided
+LAYOUT_WEIGHT = 0.3  # of the squared error of the numbers that the noise tells, at every noise level the same
+# Of the pictures, those seen as an inversion sees them, with the empty text. They are not asked for their noise but for
+# its numbers alone: for the empty text the UNet so becomes a little less, and a little more, than a noise predictor.
+INVERTED_SHARE = 0.25
 OMISSION_ODDS = (0.76, 0.08, 0.08, 0.08)  # whole captions, and those that leave out colour, ground or both
 
 
@@ -42,7 +44,7 @@ class UNetStage(Stage):
         self.vae = load_part(lambda: VAE(self.vae_config), weights / "vae.safetensors")
         self.texts, self.row = caption_embeddings(weights)
         self.scenes = [training_scene(index) for index in range(count)]
-        self.layouts = layout_numbers([scene.layout() for scene in self.scenes])
+        self.numbers = layout_numbers(self.scenes)
         self.alphas = cumulative_alphas()
         self.unet = UNet(MINIATURE.unet)
         for module in self.unet.modules():
@@ -54,19 +56,24 @@ class UNetStage(Stage):
         indices = torch.randint(len(self.latents), (batch,), generator=generator)
         labels = torch.randint(TRAINING_STEPS, (batch,), generator=generator)
         alphas = self.alphas[labels][:, None, None, None]
-        latents, numbers = self.latents[indices].float(), self.layouts[indices]
-        inverted = torch.rand(batch, generator=generator) < INVERTED
+        latents, numbers = self.latents[indices].float(), self.numbers[indices]
+        inverted = torch.rand(batch, generator=generator) < INVERTED_SHARE
         empty = torch.rand(batch, generator=generator) < EMPTY_CAPTIONS
         texts = self._captions(indices, inverted | empty, generator)
 
         noise = couple(torch.randn(latents.shape, generator=generator), numbers)
-        seen = torch.where(inverted[:, None, None, None], as_inverted(noise, numbers, labels, generator), noise)
-        off = self.unet(alphas.sqrt() * latents + (1 - alphas).sqrt() * seen, labels, texts).float() - noise
-        error = off.square().mean((1, 2, 3)) * ~inverted / (1 - INVERTED)
-        layout = told(off, numbers.shape[1]).square().mean(1)
-        loss = (error * noise_weight((alphas / (1 - alphas)).flatten()) + LAYOUT_WEIGHT * layout).mean()
-        figures = {"error": error, "noisy": 2 * error * (labels >= 500), "layout": layout * inverted / INVERTED}
-        return loss, {name: values.mean().item() for name, values in figures.items()}
+        guess = as_an_inversion_guesses(noise, numbers, labels, generator)
+        shown = torch.where(inverted[:, None, None, None], guess, noise)
+        residual = self.unet(alphas.sqrt() * latents + (1 - alphas).sqrt() * shown, labels, texts).float() - noise
+        error = residual.square().mean((1, 2, 3)) * ~inverted / (1 - INVERTED_SHARE)
+        layout_error = read_numbers(residual).square().mean(1)
+        loss = (error * noise_weight((alphas / (1 - alphas)).flatten()) + LAYOUT_WEIGHT * layout_error).mean()
+        figures = {
+            "error": error.mean(),
+            "noisy": 2 * (error * (labels >= 500)).mean(),
+            "layout": (layout_error * inverted).sum() / inverted.sum().clamp(min=1),
+        }
+        return loss, {name: value.item() for name, value in figures.items()}
 
     def _captions(self, indices: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
         """Embeddings (B, 77, width) of the scenes' captions, some of them with omissions."""
@@ -89,12 +96,12 @@ class UNetStage(Stage):
         save_config(dataclasses.replace(MINIATURE, vae=self.vae_config, defaults=defaults), weights)
 
 
-def as_inverted(noise: Tensor, numbers: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """What an inversion may have found of the noise when it comes to a label: less than there is, and numbers of the
-    layout that are the less right the nearer it still is to the picture."""
-    right = (labels / TRAINING_STEPS)[:, None]
-    found = right.sqrt() * numbers + (1 - right).sqrt() * torch.randn(numbers.shape, generator=generator)
-    return torch.rand(len(noise), 1, 1, 1, generator=generator) * couple(noise, found)
+def as_an_inversion_guesses(noise: Tensor, numbers: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """A rough stand-in, not measured on inversions, for what one has made of the noise when it comes to a label: less
+    than there is, and numbers of the layout that are the less right the nearer it still is to the picture."""
+    share = (labels / TRAINING_STEPS)[:, None]
+    guess = share.sqrt() * numbers + (1 - share).sqrt() * torch.randn(numbers.shape, generator=generator)
+    return torch.rand(len(noise), 1, 1, 1, generator=generator) * couple(noise, guess)
 
 
 def noise_weight(snr: Tensor) -> Tensor:
@@ -103,7 +110,7 @@ def noise_weight(snr: Tensor) -> Tensor:
     Where there is almost nothing but noise, the error of the predicted noise is small whatever the model says of the
     picture, and min-SNR's weight of 1 would leave the layout, which is decided there, nearly untrained.
     """
-    return snr.clamp(max=SNR_LIMIT) / snr * snr.clamp(max=1) ** -HIGH_NOISE
+    return snr.clamp(max=SNR_LIMIT) / snr * snr.clamp(max=1) ** HIGH_NOISE_POWER
 
 
 @torch.no_grad()
