@@ -98,7 +98,7 @@ def measure(name: str, options: argparse.Namespace) -> int:
     try:
         complete(options)
         subject(name, "bench")(options)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import balanced_attention as bam
 from . import transition
-from .inversion import TunedStep, guide, invert, predict, tune_text
+from .inversion import TunedStep, ddim_invert, guide, predict, tune_text
 from .maps import AttentionMaps, MapCollector
 from .models.unet import UNet, join_texts
 from .schedule import Schedule
@@ -93,7 +93,8 @@ def invert_and_tune(unet: UNet, record: Record, target: Tensor, null: Tensor, se
     schedule, steps = Schedule(settings.steps), settings.steps
     inversion_text = target if settings.inversion_text == "target" else null
     done = len(record.trajectory) - 1
-    for index, noisier in enumerate(invert(unet, record.trajectory[-1], inversion_text, schedule, done), start=done):
+    work = ddim_invert(unet, record.trajectory[-1], inversion_text, schedule, done)
+    for index, noisier in enumerate(work, start=done):
         record.trajectory.append(noisier)
         yield Step(INVERSION, index, steps, noisier)
     work = tune_text(unet, record.trajectory, target, null, schedule, settings, tuple(record.tuned))

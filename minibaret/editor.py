@@ -224,7 +224,7 @@ class Editor:
         plans = [] if pictures is None else [bam.rows_at(step, settings, pictures) for step in range(settings.steps)]
         work = Work(
             config=self.config,
-            numbers=self.model.numbers(),
+            parameters=self.model.parameter_counts(),
             size=size,
             rows=max(map(len, plans), default=1),
             tuning=settings.inner_steps > 0 and not (inversion and inversion.serves(tokens, settings)),

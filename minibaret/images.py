@@ -1,5 +1,6 @@
 """Pictures in and out: any file Pillow reads, brought to the model's size; PNG written whole or not at all."""
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -28,6 +29,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         raise InputError(f"a picture file was wanted, but {path} is a folder")
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Corrupt EXIF data")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
@@ -43,7 +45,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB from any mode: 16-bit scaled down, palette and grey and CMYK converted, alpha flattened on white."""
-    image = ImageOps.exif_transpose(image)
+    with contextlib.suppress(Exception):  # whatever Pillow raises over broken EXIF data: the pixels are whole
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel
         values = np.asarray(image, dtype=np.float64)
         full = 65535.0 if image.mode.startswith("I") else max(values.max(), 1.0)

@@ -16,7 +16,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, its authors' own
 
 
 @torch.no_grad()
-def invert(unet: UNet, latents: Tensor, context: Tensor, schedule: Schedule, done: int = 0) -> Iterator[Tensor]:
+def ddim_invert(unet: UNet, latents: Tensor, context: Tensor, schedule: Schedule, done: int = 0) -> Iterator[Tensor]:
     """Yields z*[done + 1] … z*[T], each noisier than the one before; guidance 1.
 
     latents: z*[done], (1, 4, h, w), z*[0] to begin with; context: (1, 77, width).
@@ -120,7 +120,7 @@ def no_tf32() -> Iterator[None]:
 
 def predict(unet: UNet, latents: Tensor, label: int, text: Tensor | Text, *more) -> Tensor:
     """The UNet's noise in float32; latents stay float32 between steps whatever the networks' dtype.
-    more: the UNet's injection and record."""
+    more: the UNet's injection and recorder."""
     timestep = torch.full((), label, device=latents.device)  # filled there: a copy would wait
     return unet(latents.to(unet.dtype), timestep, text, *more).float()
 

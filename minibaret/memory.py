@@ -65,7 +65,7 @@ class Work:
     """All that the estimate depends on but the savings."""
 
     config: ModelConfig
-    numbers: dict[str, int]  # of each network: unet, vae, text_encoder
+    parameters: dict[str, int]  # how many each network has: unet, vae, text_encoder
     size: tuple[int, int]  # width, height in pixels
     rows: int  # of the edit's largest batch
     tuning: bool  # whether there is a gradient at all
@@ -87,8 +87,8 @@ def parse_limit(limit: str | int | float) -> int:
 
 def estimate(work: Work, savings: Savings) -> int:
     """Bytes that the edit takes at its peak."""
-    dtypes = dict.fromkeys(work.numbers, work.dtype) | {"unet": savings.unet_dtype or work.dtype}
-    weights = {part: numbers * dtypes[part].itemsize for part, numbers in work.numbers.items()}
+    dtypes = dict.fromkeys(work.parameters, work.dtype) | {"unet": savings.unet_dtype or work.dtype}
+    weights = {part: count * dtypes[part].itemsize for part, count in work.parameters.items()}
     vae, unet = work.config.vae, work.config.unet
     pixels = work.size[0] * work.size[1]
     latents = pixels // work.config.latent_factor**2

@@ -14,7 +14,7 @@ from .models.tokenizer import ClipTokenizer
 from .settings import Settings
 from .weights.folder import tuples
 
-PARTS = ("text_encoder", "vae", "unet")  # in the order that ends with the one needed next
+READING_ORDER = ("text_encoder", "vae", "unet")  # in the order that ends with the one needed next
 TRAJECTORY_SETTINGS = ("steps", "inversion_text")  # the trajectory follows from these, the picture and the model
 TUNING_SETTINGS = ("guidance", "inner_steps", "learning_rate", "tolerance")  # and the tuned text from these as well
 INVERSION_SETTINGS = (*TRAJECTORY_SETTINGS, *TUNING_SETTINGS)
@@ -44,10 +44,10 @@ class Origin:
         text: str,
         settings: Settings,
     ) -> "Origin":
-        """part: gives the network of a name in PARTS, one after another, and every byte of its weights is read;
+        """part: gives the network of a name in READING_ORDER, one after another, and every byte of its weights is read;
         picture: RGB, fitted already."""
         weights, dtypes = {}, {}
-        for name in PARTS:
+        for name in READING_ORDER:
             network = part(name)
             weights[name], dtypes[name] = network_digest(network), next(network.parameters()).dtype
         return cls(
@@ -82,7 +82,7 @@ class Origin:
         if self.tokens != wanted.tokens:
             texts = f"the text {self.text!r}, not {wanted.text!r}"
             found["text"] = texts if self.text != wanted.text else "another tokenizer"
-        parts = [part for part in PARTS if self.weights[part] != wanted.weights[part]]
+        parts = [part for part in READING_ORDER if self.weights[part] != wanted.weights[part]]
         if self.dtype != wanted.dtype:
             found["dtype"] = f"dtype {self.dtype}, not {wanted.dtype}"
         elif parts:

@@ -23,15 +23,15 @@ class Settings:
     tolerance: tuple[float, float] = (1e-5, 2e-5)  # † a loss below first + i · second ends time step i
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.steps, int) and 1 <= self.steps < 1000
-        _require("steps", self.steps, "a whole number from 1 to 999", whole)
+        _require("steps", self.steps, "a whole number from 1 to 999", _whole(self.steps) and 1 <= self.steps < 1000)
         _require("guidance", self.guidance, "a finite number", _finite(self.guidance))
         _require("transition", self.transition, "two numbers from 0 to 1", _pair(self.transition, 0, 1))
+        _require("rigid", self.rigid, "true or false", isinstance(self.rigid, bool))
         _require("self_steps", self.self_steps, "a number from 0 to 1", _within(self.self_steps, 0, 1))
         _require("cross_steps", self.cross_steps, "a number from 0 to 1", _within(self.cross_steps, 0, 1))
         _require("rows", self.rows, "cond or both", self.rows in ("cond", "both"))
         _require("inversion_text", self.inversion_text, "target or null", self.inversion_text in ("target", "null"))
-        whole = isinstance(self.inner_steps, int) and self.inner_steps >= 0
+        whole = _whole(self.inner_steps) and self.inner_steps >= 0
         _require("inner_steps", self.inner_steps, "a whole number, at least 0", whole)
         positive = _finite(self.learning_rate) and self.learning_rate > 0
         _require("learning_rate", self.learning_rate, "a number above 0", positive)
@@ -48,8 +48,12 @@ class Settings:
         return round(self.cross_steps * self.steps)
 
 
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _finite(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return (isinstance(value, float) or _whole(value)) and math.isfinite(value)
 
 
 def _within(value, low: float, high: float) -> bool:

@@ -159,6 +159,7 @@ def test_without_diffusers_it_is_said(command, tmp_path):
         (("attention", "--sites", "self-64", "--attention", "triton"), "from the Triton kernel, but"),
         (("unet", "--weights", "miniature-random", "--size", "100"), "size must be a multiple of 32 pixels, got 100"),
         (("unet", "--weights", "nowhere"), "nowhere"),
+        (("attention", "--plot", "nowhere/plot.png"), "there is no folder nowhere"),
         (("memory", "--limit", "many"), "a memory limit such as 4G or 900M was wanted, got 'many'"),
     ],
 )

@@ -12,7 +12,7 @@ import minibaret
 from minibaret import balanced_attention as bam
 from minibaret import baret
 from minibaret.errors import InputError
-from minibaret.inversion import TunedStep, invert, no_tf32, tune_text
+from minibaret.inversion import TunedStep, ddim_invert, no_tf32, tune_text
 from minibaret.maps import MapCollector, MapRequest
 from minibaret.models.unet import Attention, join_texts
 from minibaret.schedule import Schedule
@@ -94,7 +94,7 @@ def test_every_text_is_projected_once_and_injected_rows_project_neither_queries_
 def test_inversion_projects_its_constant_texts_once(unet):
     target, null = texts()
     start, counts, sites = torch.randn(1, 4, 8, 8), projections(unet), 4
-    trajectory = [start, *invert(unet, start, target, Schedule(4))]
+    trajectory = [start, *ddim_invert(unet, start, target, Schedule(4))]
     assert counts["attn2.to_k"] == sites and counts["attn2.to_q"] == 4 * sites
     counts.update(dict.fromkeys(counts, 0))
     tuned = list(tune_text(unet, trajectory, target, null, Schedule(4), SHORT))
@@ -119,7 +119,7 @@ def test_only_the_loss_is_waited_for(unet):
     with Waits() as waits:
         assert torch.ones(1).item() == 1 and waits.count == 1
     with Waits() as waits:
-        record.trajectory += invert(unet, record.trajectory[0], target, Schedule(4))
+        record.trajectory += ddim_invert(unet, record.trajectory[0], target, Schedule(4))
         assert waits.count == 0
         record.tuned += tune_text(unet, record.trajectory, target, null, Schedule(4), SHORT)
         assert waits.count == sum(len(step.losses) for step in record.tuned)
@@ -196,7 +196,7 @@ def test_max_rows_is_a_whole_number(max_rows):
 def test_no_graph_outside_the_inner_loop(unet):
     target, null = texts()
     start, graphs = torch.randn(1, 4, 8, 8), []
-    trajectory = [start, *invert(unet, start, target, Schedule(4))]
+    trajectory = [start, *ddim_invert(unet, start, target, Schedule(4))]
     unet.register_forward_hook(lambda unet, inputs, out: graphs.append(out.requires_grad))
     list(tune_text(unet, trajectory, target, null, Schedule(4), SHORT))
     assert graphs == [False, True, False] * 4  # ε_null; with the embedding; the last one, for the latents only
@@ -209,7 +209,7 @@ def test_weights_that_nobody_froze_get_no_gradient(unet):
     unet.requires_grad_(True)
     target, null = texts()
     start = torch.randn(1, 4, 8, 8)
-    trajectory = [start, *invert(unet, start, target, Schedule(4))]
+    trajectory = [start, *ddim_invert(unet, start, target, Schedule(4))]
     tuned = list(tune_text(unet, trajectory, target, null, Schedule(4), SHORT))
     assert all(step.embedding.ne(target).any() for step in tuned)
     assert all(weight.grad is None for weight in unet.parameters())
@@ -222,7 +222,7 @@ def test_half_precision_tunes_the_same_text(unet, dtype):
     settings = dataclasses.replace(SHORT, inner_steps=5, learning_rate=1e-3)
     target, null = texts()
     start = torch.randn(1, 4, 8, 8)
-    trajectory = [start, *invert(unet, start, target, Schedule(4))]
+    trajectory = [start, *ddim_invert(unet, start, target, Schedule(4))]
     near = [0.999 * latents + 0.001 * start for latents in trajectory]
     whole = list(tune_text(unet, near, target, null, Schedule(4), settings))
     unet.to(dtype)

@@ -47,7 +47,7 @@ def test_the_dtype_of_an_origin_is_the_unets_in_whatever_order_the_networks_are_
         network.config = name
         return network
 
-    monkeypatch.setattr(origin, "PARTS", ("unet", "vae", "text_encoder"))
+    monkeypatch.setattr(origin, "READING_ORDER", ("unet", "vae", "text_encoder"))
     picture, settings = Image.new("RGB", (8, 8)), minibaret.Settings(tolerance=[0.0, 0.0])
     found = origin.Origin.of(part, ClipTokenizer([]), picture, "crop", "a", settings)
     assert found.dtype == "bfloat16" and origin.Origin.from_json(found.to_json()) == found

@@ -67,6 +67,13 @@ def test_exif_rotation_is_applied(tmp_path):
     assert read.size == (16, 32) and colours(read) == [(255, 0, 0), (255, 0, 0), (0, 0, 255)]
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0", b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_broken_exif_data_spoil_no_picture(tmp_path, exif, suffix):
+    halves(size=(32, 16)).save(tmp_path / f"picture.{suffix}", exif=exif)
+    assert read_image(tmp_path / f"picture.{suffix}").size == (32, 16)
+
+
 def test_animations_give_their_first_frame(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])

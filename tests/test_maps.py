@@ -56,7 +56,7 @@ def test_a_recorder_sees_the_maps_that_attention_uses(unet):
     first = MapRecorder([2, 0], [4, 1], [(3, 5)], (8, 8))
     block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
     plain = unet(latents, torch.tensor(7), context)
-    assert torch.equal(unet(latents, torch.tensor(7), context, record=first), plain)
+    assert torch.equal(unet(latents, torch.tensor(7), context, recorder=first), plain)
     assert first.cross.shape == (2, 2, 8, 8) and first.itself.shape == (2, 1, 8, 8)
     assert torch.allclose(first.itself.sum((-1, -2)), torch.ones(2, 1), atol=1e-5)
     alone = MapRecorder([2, 0], [4, 1], [(3, 5)], (8, 8))

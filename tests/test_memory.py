@@ -13,7 +13,7 @@ from minibaret import InputError, Savings
 from minibaret.bench.common import peak_bytes
 from minibaret.cli import main
 from minibaret.images import to_pixels
-from minibaret.inversion import invert, predict, tune_text
+from minibaret.inversion import ddim_invert, predict, tune_text
 from minibaret.memory import Work, estimate, parse_limit, plan, shown
 from minibaret.miniature.drawing import render
 from minibaret.miniature.scene import Scene
@@ -94,7 +94,7 @@ def test_tiles_take_less_memory(monkeypatch):
 def tune(unet: UNet, settings: Settings, schedule: Schedule):
     torch.manual_seed(1)
     start, target, null = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 24), torch.randn(1, 5, 24)
-    trajectory = [start, *invert(unet, start, target, schedule)]
+    trajectory = [start, *ddim_invert(unet, start, target, schedule)]
     return list(tune_text(unet, trajectory, target, null, schedule, settings))
 
 
@@ -292,7 +292,7 @@ def test_an_edit_from_a_finished_inversion_is_planned_in_its_dtype_and_without_t
     making = minibaret.load(savings=Savings(unet_dtype=dtype))
     settings = making.settings(steps=2, inner_steps=1, inversion_text="null")
     inversion = making.invert(dog(128, 128), TEXT, settings)
-    work = Work(making.config, making.model.numbers(), (128, 128), 1, False, torch.float32, CPU)
+    work = Work(making.config, making.model.parameter_counts(), (128, 128), 1, False, torch.float32, CPU)
     work = dataclasses.replace(work, rows=6)
     for limit in (10**11, estimate(work, Savings(True, True, True, dtype, max_rows=1))):
         saving = minibaret.load(memory_limit=limit)
@@ -306,7 +306,7 @@ def test_a_summary_says_what_was_taken(tmp_path, capsys):
     dog(128, 128).save(tmp_path / "dog.png")
     arguments = ["edit", str(tmp_path / "dog.png"), TEXT, "-o", str(tmp_path / "out.png"), "--steps", "1"]
     model = OnDemandModel(MINIATURE_FOLDER)
-    work = Work(model.config, model.numbers(), (128, 128), 4, False, torch.float32, CPU)
+    work = Work(model.config, model.parameter_counts(), (128, 128), 4, False, torch.float32, CPU)
     least = int(estimate(work, Savings(on_demand=True)) / 1e6) + 1
     assert main([*arguments, "--inner-steps", "0", "--memory", f"{least}M"]) == 0
     said = capsys.readouterr().out

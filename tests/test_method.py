@@ -7,7 +7,7 @@ import torch
 
 from minibaret import balanced_attention as bam
 from minibaret import baret, transition
-from minibaret.inversion import TunedStep, guide, invert, predict, tune_text
+from minibaret.inversion import TunedStep, ddim_invert, guide, predict, tune_text
 from minibaret.models import unet as unet_module
 from minibaret.models.injection import Injection
 from minibaret.schedule import Schedule
@@ -43,7 +43,7 @@ def run(unet, settings, pictures=()):
 def test_the_gradient_reaches_the_embedding_and_no_weight(unet):
     unet.requires_grad_(True)  # even where a caller forgot to freeze them
     target, null = texts()
-    trajectory = [torch.randn(1, 4, 8, 8), *invert(unet, torch.randn(1, 4, 8, 8), target, Schedule(10))]
+    trajectory = [torch.randn(1, 4, 8, 8), *ddim_invert(unet, torch.randn(1, 4, 8, 8), target, Schedule(10))]
     tuned = list(tune_text(unet, trajectory, target, null, Schedule(10), SHORT))
     assert all(parameter.grad is None for parameter in unet.parameters())
     assert all((step.embedding - target).abs().amax(-1).min() > 0 for step in tuned)  # every token moved
@@ -53,7 +53,7 @@ def test_the_gradient_reaches_the_embedding_and_no_weight(unet):
 def test_tuning_lowers_the_loss_and_stays_near_the_trajectory(unet):
     target, null = texts()
     start = torch.randn(1, 4, 8, 8)
-    trajectory = [start, *invert(unet, start, target, Schedule(10))]
+    trajectory = [start, *ddim_invert(unet, start, target, Schedule(10))]
     tuned = list(tune_text(unet, trajectory, target, null, Schedule(10), dataclasses.replace(SHORT, inner_steps=20)))
     untuned = list(tune_text(unet, trajectory, target, null, Schedule(10), dataclasses.replace(SHORT, inner_steps=0)))
     assert sum(step.losses[-1] < step.losses[0] for step in tuned) >= 8
@@ -64,7 +64,7 @@ def test_tuning_lowers_the_loss_and_stays_near_the_trajectory(unet):
 def test_tuning_stops_at_the_tolerance_before_it_steps(unet):
     target, null = texts()
     start = torch.randn(1, 4, 8, 8)
-    trajectory = [start, *invert(unet, start, target, Schedule(10))]
+    trajectory = [start, *ddim_invert(unet, start, target, Schedule(10))]
     loose = dataclasses.replace(SHORT, tolerance=(1e6, 0.0))
     for step in tune_text(unet, trajectory, target, null, Schedule(10), loose):
         assert step.iterations == 0 and torch.equal(step.embedding, target)
@@ -80,7 +80,7 @@ def test_tuning_is_the_published_loop(unet):
     schedule = Schedule(4)
     settings = dataclasses.replace(SHORT, steps=4, tolerance=(2e-4, 1e-4), inner_steps=3)
     start = torch.randn(1, 4, 8, 8)
-    trajectory = [start, *invert(unet, start, target, schedule)]
+    trajectory = [start, *ddim_invert(unet, start, target, schedule)]
     latents, embedding = trajectory[-1], target.clone()
     tuned = list(tune_text(unet, trajectory, target, null, schedule, settings))
     for i, t in enumerate(schedule.labels):
@@ -230,4 +230,4 @@ def test_the_inversion_text_is_the_targets_or_empty(unet):
     for name, text in (("target", target), ("null", null)):
         settings = dataclasses.replace(SHORT, inversion_text=name, inner_steps=0)
         _, record = drain(baret.run(unet, start, target, null, settings))
-        assert torch.equal(record.trajectory[-1], list(invert(unet, start, text, Schedule(10)))[-1])
+        assert torch.equal(record.trajectory[-1], list(ddim_invert(unet, start, text, Schedule(10)))[-1])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from minibaret.miniature.animals import SIZES, body, hat
-from minibaret.miniature.drawing import BALL_RADIUS, render, render_background
+from minibaret.miniature.drawing import BALL_RADIUS, render
 from minibaret.miniature.scene import (
     ADDITIONS,
     ANIMALS,
@@ -163,14 +163,6 @@ def test_the_ball_is_clear_of_the_face():
         layout = Scene.random(seed).layout()
         assert BALL_RADIUS < layout.ball_x < 1 - BALL_RADIUS and layout.ball_y < 1
         assert layout.facing * (layout.x - layout.ball_x) > 0.2, "the ball lies behind the animal's back"
-
-
-def test_only_the_ground_of_the_named_attributes_shows_in_the_background():
-    scene = Scene(11, "dog", "sitting", "brown", "sand")
-    other = Scene(11, "bird", "flying", "grey", "sand", "a red hat")
-    assert render_background(scene).tobytes() == render_background(other).tobytes()
-    assert render_background(scene).tobytes() != render_background(replace(scene, ground="earth")).tobytes()
-    assert render_background(scene).tobytes() != render_background(replace(scene, seed=12)).tobytes()
 
 
 def test_every_pose_differs_clearly_from_the_others():

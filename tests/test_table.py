@@ -247,13 +247,14 @@ def test_which_settings_are_tried():
 def test_a_list_of_settings_is_read_or_refused(tmp_path):
     path = tmp_path / "settings.json"
     path.write_text('[{"guidance": 5.0, "transition": [0.6, 0.1]}]')
-    assert sweep.listed(path, "posture") == [{"guidance": 5.0, "transition": (0.6, 0.1)}]
-    path.write_text('[{"kind": "colour", "settings": {"rigid": true}}, {"kind": "animal", "settings": {"steps": 9}}]')
-    assert sweep.listed(path, "animal") == [{"steps": 9}] and sweep.listed(path, "ground") == []
+    assert sweep.listed(path, "posture", "w") == [{"guidance": 5.0, "transition": (0.6, 0.1)}]
+    lines = [("w", "colour", {"rigid": True}), ("w", "animal", {"steps": 9}), ("others", "animal", {"steps": 8})]
+    path.write_text(json.dumps([{"weights": w, "kind": k, "settings": changes} for w, k, changes in lines]))
+    assert sweep.listed(path, "animal", "w") == [{"steps": 9}] and sweep.listed(path, "ground", "w") == []
     for wrong, said in (('{"guidance": 5}', "a JSON list"), ("[1]", "a JSON list"), ('[{"size": 3}]', "sets 'size'")):
         path.write_text(wrong)
         with pytest.raises(InputError, match=said):
-            sweep.listed(path, "posture")
+            sweep.listed(path, "posture", "w")
 
 
 def log(run, steps, start=0.2) -> str:

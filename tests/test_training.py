@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from minibaret.errors import InputError
-from minibaret.miniature import data, measure, train_unet
+from minibaret.miniature import data, networks, train_unet
 from minibaret.miniature.coupling import couple, read_numbers
 from minibaret.miniature.loop import MeanOverWorkers, Stage, _average_gradients, check_run, learning_rate, train
 from minibaret.miniature.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
@@ -26,6 +26,8 @@ from minibaret.weights import MINIATURE_FOLDER
 from minibaret.weights.folder import load_image_encoder, read_config, save_part
 from minibaret.weights.strict import load_part
 
+BUT_THE_UNET = ("text_encoder", "image_encoder", "vae")
+
 
 def test_training_cannot_reach_a_held_out_scene(tmp_path):
     held_out = {*SWEEP_SEEDS, *HELD_OUT_SEEDS}
@@ -36,6 +38,15 @@ def test_training_cannot_reach_a_held_out_scene(tmp_path):
     pictures = data.training_pictures(tmp_path, 3, size=32)
     assert pictures.shape == (3, 32, 32, 3) and pictures.std() > 10
     assert np.array_equal(data.training_pictures(tmp_path, 3, size=32), pictures)  # kept, not drawn again
+
+
+@pytest.mark.parametrize("name", ["clip", "vae", "unet"])
+def test_a_stage_sees_no_scene_but_of_the_training_seeds(name, tmp_path, monkeypatch):
+    seen, begin = set(), Scene.__post_init__
+    monkeypatch.setattr(Scene, "__post_init__", lambda scene: (seen.add(scene.seed), begin(scene)))
+    stage = find(name)(tmp_path, MINIATURE_FOLDER, 2)
+    stage.loss(4, torch.Generator().manual_seed(0))
+    assert {TRAINING_SEEDS[0], TRAINING_SEEDS[1]} <= seen <= {*TRAINING_SEEDS}
 
 
 def test_captions_follow_the_attributes():
@@ -166,6 +177,25 @@ def test_training_begins_with_nothing(tmp_path):
     find("clip")(tmp_path / "runs", tmp_path / "weights", 1)
 
 
+def test_a_stage_copies_what_it_lacks_and_spoils_nothing(tmp_path):
+    weights = tmp_path / "weights"
+    prepare("unet", tmp_path, weights, scenes=1, start=MINIATURE_FOLDER)
+    copied = {path.name for path in weights.iterdir()}
+    assert copied == {"config.json", "merges.txt", *(f"{part}.safetensors" for part in BUT_THE_UNET)}
+    for name in copied:
+        assert (weights / name).read_bytes() == (MINIATURE_FOLDER / name).read_bytes()
+    for name in ("clip", "vae"):
+        prepare(name, tmp_path, weights, scenes=1)
+        with pytest.raises(InputError, match=f"holds a unet, which is of no use with a new {name}"):
+            prepare(name, tmp_path, MINIATURE_FOLDER, scenes=1)
+
+
+def test_a_run_does_not_begin_with_weights_of_other_sizes(tmp_path):
+    (tmp_path / "vae.safetensors").write_bytes((MINIATURE_FOLDER / "unet.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"vae\.safetensors"):
+        check_run(find("vae"), tmp_path, hours=1.0, workers=2, resume=False, start=tmp_path)
+
+
 def test_latents_are_of_one_vae(tmp_path):
     weights = tmp_path / "weights"
     shutil.copytree(MINIATURE_FOLDER, weights, ignore=shutil.ignore_patterns("examples"))
@@ -182,7 +212,7 @@ def test_latents_are_of_one_vae(tmp_path):
 def test_a_run_can_begin_with_the_shipped_weights(name, tmp_path):
     shutil.copy(MINIATURE_FOLDER / "config.json", tmp_path)
     stage = find(name)(tmp_path, MINIATURE_FOLDER, 1)
-    stage.restore(MINIATURE_FOLDER)
+    stage.modules.load_state_dict(stage.read(MINIATURE_FOLDER).state_dict())
     stage.export(tmp_path)
     assert {f"{part}.safetensors" for part in stage.parts} == {path.name for path in tmp_path.glob("*.safetensors")}
     for part in stage.parts:
@@ -265,8 +295,8 @@ def test_an_inversion_finds_the_layout_late():
 
 
 def test_the_networks_are_measured_each_on_its_own(editor, monkeypatch):
-    monkeypatch.setattr(measure, "SAMPLING_STEPS", 1)  # which leaves the noise as it was
-    scores = measure.measure(editor, load_image_encoder(), 2)
+    monkeypatch.setattr(networks, "SAMPLING_STEPS", 1)  # which leaves the noise as it was
+    scores = networks.measure(editor, load_image_encoder(), 2)
     named = [f"{what}_{kind}" for what in ("zero_shot", "generated") for kind in KINDS]
     distances = [f"caption_distance_{kind}" for kind in KINDS if kind != "addition"]
     assert set(scores) == {*named, *distances, "vae_psnr"}
@@ -277,7 +307,7 @@ def test_the_networks_are_measured_each_on_its_own(editor, monkeypatch):
 
 def test_the_shipped_pair_names_what_it_sees(editor):
     from minibaret.miniature.drawing import render
-    from minibaret.miniature.measure import named_rightly
+    from minibaret.miniature.networks import named_rightly
 
     scenes = [Scene.random(seed) for seed in HELD_OUT_SEEDS[:6]]
     right = named_rightly(editor, load_image_encoder(), scenes, [render(scene) for scene in scenes])

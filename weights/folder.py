@@ -19,7 +19,7 @@ from .vocabulary import read_tokenizer_at
 
 MINIATURE_FOLDER = Path(__file__).parent / "miniature"
 CONFIG, MERGES = "config.json", "merges.txt"
-PARTS = {
+PART_CONFIGS = {
     "unet": UNetConfig,
     "text_encoder": TextEncoderConfig,
     "vae": VAEConfig,
@@ -59,7 +59,7 @@ def read_config(folder: Path) -> ModelConfig:
 def _parse_config(values: object) -> ModelConfig:
     """Raises ValueError, TypeError or InputError, saying what was wanted."""
     values = _object(values, "the file")
-    for name, part in PARTS.items():
+    for name, part in PART_CONFIGS.items():
         if name in REQUIRED or values.get(name) is not None:
             values[name] = _sizes(part, _object(values.get(name), name), name)
     values["defaults"] = _object(values.get("defaults", {}), "defaults")

@@ -37,8 +37,8 @@ class Model:
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
 
-    def numbers(self) -> dict[str, int]:
-        """How many numbers each network has."""
+    def parameter_counts(self) -> dict[str, int]:
+        """How many parameters each network has."""
         networks = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
         return {part: sum(weight.numel() for weight in network.parameters()) for part, network in networks.items()}
 

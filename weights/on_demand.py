@@ -48,8 +48,8 @@ class OnDemandModel:
     def unet(self) -> UNet:
         return self._network("unet")
 
-    def numbers(self) -> dict[str, int]:
-        """How many numbers each network has."""
+    def parameter_counts(self) -> dict[str, int]:
+        """How many parameters each network has."""
         parts = self._checkpoint.parts.items()
         return {part: sum(math.prod(tensor.shape) for tensor in tensors.values()) for part, tensors in parts}
 

@@ -17,9 +17,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would chat on st
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from ..files import check_place
+
 
 def complete(options: argparse.Namespace) -> None:
-    """The device and dtype that were not given."""
+    """The device and dtype that were not given. Raises InputError where a file that is wanted could not be written."""
+    for path in filter(None, (getattr(options, name, None) for name in ("trace", "plot"))):
+        check_place(path, force=True)
     options.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options.dtype = getattr(torch, options.dtype or ("float16" if options.device.type == "cuda" else "float32"))
 

@@ -17,6 +17,9 @@ from ..errors import InputError
 from ..weights import MINIATURE_FOLDER
 from .tasks import KINDS
 
+TRAINED = Path("runs/weights")  # never the shipped ones, unless somebody says so
+KEEPING = "with --keep FILE, what was scored is in the file, and the same command goes on"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -32,8 +35,8 @@ def main() -> None:
     command.add_argument("--workers", type=_count, default=2, help="processes, one thread each (default 2)")
     command.add_argument("--scenes", type=_count, default=20_000, help="pictures in the training set (default 20000)")
     command.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints, logs, samples (default runs/)")
-    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where the result goes")
-    command.set_defaults(run=_train)
+    command.add_argument("--weights", type=Path, default=TRAINED, help="where the result goes (default %(default)s)")
+    command.set_defaults(run=_train, left="--resume goes on from the last checkpoint, where there is one")
 
     command = commands.add_parser("measure", help="the whole table: networks and edits on held-out scenes")
     command.add_argument("--scenes", type=_count, default=200, help="for the networks by themselves (default 200)")
@@ -41,7 +44,7 @@ def main() -> None:
     command.add_argument("--distorted", type=_count, metavar="N", help="scenes a distortion (default: as --edits)")
     command.add_argument("--json", action="store_true", help="print the table as one JSON line last")
     _add_workers(command)
-    command.set_defaults(run=_measure)
+    command.set_defaults(run=_measure, left=KEEPING)
 
     command = commands.add_parser("sweep", help="score settings on scenes kept for that")
     command.add_argument("--kind", choices=KINDS, default="posture", help="what is edited (default %(default)s)")
@@ -51,20 +54,22 @@ def main() -> None:
     which.add_argument("--random", type=_count, metavar="N", help="try N at random; without, one change at a time")
     command.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
     _add_workers(command)
-    command.set_defaults(run=_sweep)
+    command.set_defaults(run=_sweep, left=KEEPING)
 
     command = commands.add_parser("curves", help="draw the training logs, or what is kept of them beside the weights")
     command.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="default %(default)s")
     command.add_argument("--runs", type=Path, default=Path("runs"), help="where the logs are (default runs/)")
-    command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER, help="where curves.json is kept")
-    command.set_defaults(run=_curves)
+    command.add_argument(
+        "--weights", type=Path, default=TRAINED, help="where curves.json is kept (default %(default)s)"
+    )
+    command.set_defaults(run=_curves, left="nothing was drawn")
 
     command = commands.add_parser("pictures", help="draw the card's pictures anew: samples, edits, curves")
     command.add_argument("--folder", type=Path, help="where they go (default: examples/ beside the weights)")
-    command.add_argument("--runs", type=Path, default=Path("runs"), help="where the logs are (default runs/)")
+    command.add_argument("--runs", type=Path, help="logs to bring curves.json up to date with (default: none)")
     command.add_argument("--workers", type=_count, default=2, help="processes, one thread each (default 2)")
     command.add_argument("--weights", type=Path, default=MINIATURE_FOLDER)
-    command.set_defaults(run=_pictures)
+    command.set_defaults(run=_pictures, left="the pictures that were done are there")
 
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends the workers, a bare signal does not
@@ -74,6 +79,8 @@ def main() -> None:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: stopped; {options.left}\n")
 
 
 def _count(text: str) -> int:
@@ -94,7 +101,7 @@ def _train(options: argparse.Namespace) -> None:
 
     stage, (runs, weights, scenes) = find(options.stage), (options.runs, options.weights, options.scenes)
     check_run(stage, runs, options.hours, options.workers, options.resume, options.start)
-    prepare(options.stage, runs, weights, scenes)
+    prepare(options.stage, runs, weights, scenes, options.start)
     arguments = (runs, weights, scenes)
     train(stage, arguments, options.hours, runs, weights, options.workers, options.resume, options.start)
 
@@ -132,7 +139,7 @@ def _sweep(options: argparse.Namespace) -> None:
     read_config(options.weights)  # says so where the weights are no minibaret folder
     editor, kept = load(options.weights, "cpu"), Kept(options.keep, fingerprint(options.weights))
     if options.settings:
-        tried = listed(options.settings, options.kind)
+        tried = listed(options.settings, options.kind, kept.fingerprint)
     elif options.random:
         tried = at_random(options.random, options.seed)
     else:

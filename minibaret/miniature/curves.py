@@ -13,26 +13,27 @@ from ..files import write_text_whole
 from .charts import FINE, Axes, canvas
 from .stages import STAGES
 
-FIGURES = {"clip": ("loss", "right"), "vae": ("loss", "psnr"), "unet": ("loss", "error")}  # drawn of each stage
+FIGURES = {"clip": ("loss", "right"), "vae": ("loss", "psnr"), "unet": ("error", "layout")}  # drawn of each stage
 TITLES = {
     "right": "share of captions found",
     "psnr": "PSNR of the training pictures, dB",
     "error": "squared error of the noise",
+    "layout": "squared error of the layout",
 }
 LINES = 200  # kept of a run
 WIDTH, HEIGHT = 470, 260  # pixels, a chart
 
-Columns = dict[str, list[float]]  # a run's figures, one list each; "pictures" among them
+Columns = dict[str, list[float | None]]  # a run's figures, one list each, "pictures" among them; None: not logged yet
 Curves = dict[str, dict[str, Columns]]  # by stage, then by run: when it began
 
 
-def keep_curves(runs: Path, path: Path) -> Curves:
+def keep_curves(runs: Path | None, path: Path) -> Curves:
     """The curves in `path`, brought up to date with the logs that are in `runs` and written back where there are any.
 
     Without a file or a log there are none.
     """
     curves: Curves = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    logs = {stage: runs / f"{stage}.jsonl" for stage in STAGES if (runs / f"{stage}.jsonl").exists()}
+    logs = {stage: runs / f"{stage}.jsonl" for stage in STAGES if runs and (runs / f"{stage}.jsonl").exists()}
     for stage, log in logs.items():
         for run, lines in read_runs(log).items():
             every = -(-len(lines) // LINES)
@@ -58,7 +59,8 @@ def read_runs(log: Path) -> dict[str, list[dict]]:
 
 
 def columns(run: list[dict], figures: tuple[str, ...]) -> Columns:
-    return {name: [line[name] for line in run] for name in ("pictures", "seconds", *figures) if name in run[0]}
+    logged = {name for line in run for name in line}
+    return {name: [line.get(name) for line in run] for name in ("pictures", "seconds", *figures) if name in logged}
 
 
 def draw_curves(curves: Curves) -> Image.Image:
@@ -69,7 +71,7 @@ def draw_curves(curves: Curves) -> Image.Image:
         for run in split:
             starts.append(starts[-1] + run["pictures"][-1])
         for column, figure in enumerate(FIGURES[stage]):
-            values = sorted(value for run in split for value in run.get(figure, []))
+            values = sorted(y for run in split for y in run.get(figure, []) if y is not None)
             if not values:
                 continue
             left, top = column * WIDTH, 50 + row * HEIGHT
@@ -80,7 +82,7 @@ def draw_curves(curves: Curves) -> Image.Image:
             for start, run in zip(starts, split):
                 if start:
                     axes.upright(start)
-                points = [(start + x, y) for x, y in zip(run["pictures"], run.get(figure, []))]
+                points = [(start + x, y) for x, y in zip(run["pictures"], run.get(figure, [])) if y is not None]
                 if len(points) > 1:
                     axes.line(points)
     return image.reduce(FINE)

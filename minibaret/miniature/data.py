@@ -60,6 +60,6 @@ def all_captions() -> dict[tuple[int, ...], str]:
     return captions
 
 
-def to_pixels(pictures: np.ndarray) -> Tensor:
+def normalized(pictures: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) → (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1

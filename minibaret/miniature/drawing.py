@@ -65,11 +65,6 @@ def render(scene: Scene, size: int = 128) -> Image.Image:
     return canvas.reduce(_FINE)
 
 
-def render_background(scene: Scene, size: int = 128) -> Image.Image:
-    """The scene without its animal, shadow and addition, as an RGB picture of size x size pixels."""
-    return _background(scene.layout(), scene.ground, size * _FINE).reduce(_FINE)
-
-
 def _background(layout: Layout, ground: str, side: int) -> Image.Image:
     sky = _mix(SKY_NOON, SKY_EVENING, layout.warmth)
     canvas = _gradient(sky[0], sky[1], round(layout.horizon * side), side)

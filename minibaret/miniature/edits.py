@@ -7,6 +7,7 @@ import dataclasses
 import json
 import multiprocessing as mp
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -116,11 +117,16 @@ def edit_pictures(edits: Sequence[Edit], weights: Path, workers: int) -> Iterato
 def in_workers(function: Callable, arguments: Sequence[tuple], workers: int) -> Iterator:
     """The function's results in the arguments' order, made by processes of one thread each."""
     os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")  # what the workers start with
-    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), torch.set_num_threads, (1,))
+    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), _begin_work)
     try:
         yield from pool.map(function, *zip(*arguments)) if arguments else ()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin_work() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word: its parent says it all
 
 
 def _inverted(edit: Edit) -> Edit:

@@ -36,7 +36,7 @@ class Stage:
     learning_rate = 1e-3
     batch = 32  # pictures a step, over all workers
     ema = 0.999
-    parts: tuple[str, ...] = ()  # files that `export` writes and `restore` reads, without .safetensors
+    parts: tuple[str, ...] = ()  # files that `export` writes and `read` reads, without .safetensors
     modules: nn.ModuleDict
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -47,8 +47,9 @@ class Stage:
         """Draws what the averaged modules do by now."""
         raise NotImplementedError
 
-    def restore(self, weights: Path) -> None:
-        """Reads the modules back from what `export` wrote there."""
+    @staticmethod
+    def read(weights: Path) -> nn.ModuleDict:
+        """`modules`, as `export` wrote them there. Raises InputError where they are something else."""
         raise NotImplementedError
 
     def export(self, weights: Path) -> None:
@@ -75,11 +76,13 @@ def check_run(stage: type[Stage], runs: Path, hours: float, workers: int, resume
         raise InputError(f"hours must be above 0, got {hours:g}")
     if checkpoint.exists() and not resume:
         raise InputError(f"{checkpoint} exists: pass --resume to continue it, or move it away to start anew")
-    if start is not None and not start.is_dir():
-        raise InputError(f"there is no folder {start} of weights to begin with")
-    for part in stage.parts if start else ():
-        if not (start / f"{part}.safetensors").is_file():
-            raise InputError(f"there is no {part}.safetensors in {start} to begin with")
+    if start is not None:
+        if not start.is_dir():
+            raise InputError(f"there is no folder {start} of weights to begin with")
+        for part in stage.parts:
+            if not (start / f"{part}.safetensors").is_file():
+                raise InputError(f"there is no {part}.safetensors in {start} to begin with")
+        stage.read(start)
     if workers < 1 or stage.batch % workers:
         raise InputError(f"workers must share a batch of {stage.batch} evenly, got {workers} of them")
 
@@ -105,16 +108,17 @@ def train(
     runs.mkdir(parents=True, exist_ok=True)
     spawn = mp.get_context("spawn")
     meeting = spawn.Barrier(workers), spawn.SimpleQueue()
-    mp.spawn(_work, (stage, arguments, hours, runs, weights, workers, start, meeting), nprocs=workers, daemon=True)
+    first = None if start is None else stage.read(start).state_dict()
+    mp.spawn(_work, (stage, arguments, hours, runs, weights, workers, first, meeting), nprocs=workers, daemon=True)
 
 
-def _work(rank: int, make_stage, arguments, hours, runs: Path, weights: Path, workers, start, meeting) -> None:
+def _work(rank: int, make_stage, arguments, hours, runs: Path, weights: Path, workers, first, meeting) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     stage: Stage = make_stage(*arguments)
     checkpoint = runs / f"{stage.name}.pt"
-    if start is not None:
-        stage.restore(start)
+    if first is not None:
+        stage.modules.load_state_dict(first)
     parameters = [p for p in stage.modules.parameters() if p.requires_grad]
     mean = MeanOverWorkers(rank, workers, sum(p.numel() for p in parameters) + 1, *meeting)
     optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)

@@ -13,7 +13,7 @@ from ..sheet import contact_sheet, edit_sheet
 from ..weights import MINIATURE_FOLDER
 from .curves import draw_curves, keep_curves
 from .edits import Edit, edit_pictures
-from .measure import BATCH, generate
+from .networks import BATCH, generate
 from .scene import MEASURED_SEEDS, Scene
 from .tasks import KIND_SETTINGS, KINDS
 
@@ -21,12 +21,14 @@ SAMPLES, ACROSS = 24, 8
 EXAMPLE, EXAMPLE_TEXT = "dog.png", "a brown dog lying down on grass"  # of the README
 
 
-def card_pictures(weights: Path, runs: Path, workers: int, watch: Count = nobody) -> Iterator[tuple[str, Image.Image]]:
+def card_pictures(
+    weights: Path, runs: Path | None, workers: int, watch: Count = nobody
+) -> Iterator[tuple[str, Image.Image]]:
     """Every picture by its file's name, as it is done.
 
     samples.png: from the captions of the first 24 measured scenes. edits.png: the first twelve posture edits.
     others.png: the first three edits of each other kind. sheet.png: the README's example. curves.png: the training,
-    where `runs` has logs or the weights' folder has curves.json.
+    where the weights' folder has curves.json, or `runs` has logs to bring it up to date with.
     """
     curves = keep_curves(runs, weights / "curves.json")
     if curves:

@@ -1,9 +1,11 @@
 """The three stages of training by name; each is imported only when it is wanted."""
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import write_whole
 from ..models.configs import MINIATURE
 from ..models.tokenizer import learn_merges, save_merges
 from ..weights.folder import CONFIG, MERGES, save_config
@@ -11,6 +13,7 @@ from .data import all_captions, training_pictures
 from .loop import Stage
 
 EARLIER = {"clip": (), "vae": (), "unet": ("vae", "text_encoder")}  # what must be trained before
+LATER = {"clip": ("unet",), "vae": ("unet",), "unet": ()}  # what is of no use after
 STAGES = {"clip": "ClipStage", "vae": "VaeStage", "unet": "UNetStage"}  # in the order they are trained
 
 
@@ -19,13 +22,27 @@ def find(name: str) -> type[Stage]:
     return getattr(import_module(f".train_{name}", __package__), STAGES[name])
 
 
-def prepare(name: str, runs: Path, weights: Path, scenes: int) -> None:
+def prepare(name: str, runs: Path, weights: Path, scenes: int, start: Path | None = None) -> None:
     """Makes what the workers should find ready: the weights' folder with its config and the captions' merges, the
-    training pictures, and for the UNet their latents. Raises InputError where an earlier stage is missing."""
+    training pictures, and for the UNet their latents.
+
+    What a stage needs of earlier ones and the folder lacks is copied from `start`. Raises InputError where it is
+    nowhere, and where the folder holds a later stage, which would not fit the new weights.
+    """
+    for part in LATER[name]:
+        if (weights / f"{part}.safetensors").exists():
+            raise InputError(
+                f"{weights} holds a {part}, which is of no use with a new {name}: move it away, or name another folder"
+            )
+    weights.mkdir(parents=True, exist_ok=True)
+    if start is not None:
+        earlier = ("text_encoder.safetensors", "image_encoder.safetensors", "vae.safetensors") if name == "unet" else ()
+        for file in (CONFIG, MERGES, *earlier):
+            if (start / file).exists() and not (weights / file).exists():
+                write_whole(weights / file, lambda unfinished, file=file: shutil.copyfile(start / file, unfinished))
     for part in EARLIER[name]:
         if not (weights / f"{part}.safetensors").is_file():
             raise InputError(f"the {name} is trained after the {part}, but there is no {part}.safetensors in {weights}")
-    weights.mkdir(parents=True, exist_ok=True)
     if not (weights / CONFIG).exists():
         save_config(MINIATURE, weights)
     if not (weights / MERGES).exists():

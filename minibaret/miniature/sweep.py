@@ -30,7 +30,7 @@ CHOICES = {
     "tolerance": ((1e-5, 2e-5), (1e-4, 5e-5)),
     "transition": ((0.8, 0.1), (0.6, 0.1)),
     "rigid": (False, True),
-    "self_steps": (0.0, 0.2, 0.3, 0.5),
+    "self_steps": (0.0, 0.2, 0.3, 0.5, 0.8),
     "cross_steps": (0.0, 0.4, 0.6, 0.8),
     "rows": ("cond", "both"),
     "inversion_text": ("target", "null"),
@@ -62,17 +62,19 @@ def at_random(count: int, seed: int) -> list[Changes]:
     return found
 
 
-def listed(path: Path, kind: str) -> list[Changes]:
+def listed(path: Path, kind: str, fingerprint: str) -> list[Changes]:
     """The changes in a JSON file: a list of objects, such as [{"guidance": 5.0, "self_steps": 0.2}]; or what a sweep
-    left, sweep.json, of which the lines of the kind count. Raises InputError where the file is something else.
+    left, sweep.json, of which the lines of the kind and of the weights with that fingerprint count. Raises InputError
+    where the file is something else.
     """
+    of = {"kind": kind, "weights": fingerprint}
     known = {field.name for field in dataclasses.fields(Settings)}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     if isinstance(found, list) and all(isinstance(line, dict) for line in found):
-        found = [line.get("settings", line) for line in found if line.get("kind", kind) == kind]
+        found = [line.get("settings", line) for line in found if {**of, **line}.items() >= of.items()]
     if not isinstance(found, list) or not all(isinstance(changes, dict) for changes in found):
         raise InputError(f"a JSON list of settings, each an object, was wanted in {path}")
     for name in {name for changes in found for name in changes} - known:

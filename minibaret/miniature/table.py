@@ -15,7 +15,7 @@ from ..progress import Count, nobody
 from .distortions import DISTORTIONS
 from .drawing import render
 from .edits import Edit, Kept, score_edits
-from .measure import measure
+from .networks import measure
 from .scene import MEASURED_SEEDS
 from .tasks import KIND_SETTINGS, KINDS, task_of
 

@@ -11,9 +11,9 @@ from ..models.configs import MINIATURE
 from ..models.image_encoder import ClipPair, ImageTower
 from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import ClipTokenizer
-from ..weights.folder import load_image_encoder, save_part
+from ..weights.folder import save_part
 from ..weights.strict import load_part
-from .data import OMISSIONS, UNNAMED, all_captions, attributes, to_pixels, training_pictures, training_scene
+from .data import OMISSIONS, UNNAMED, all_captions, attributes, normalized, training_pictures, training_scene
 from .loop import Stage
 
 SHORT, FULL_ODDS = 20, 0.1  # nine steps of ten read only the first tokens, which hold every caption and some padding
@@ -58,7 +58,7 @@ class ClipStage(Stage):
         later = (torch.rand(len(ids), generator=generator) * (ids.shape[1] - ends)).long()
         later *= torch.rand(len(ids), generator=generator) < 0.5  # half of them at the end token itself
         text = self.pair.project_text(hidden, ends + later)
-        image = self.pair.image_encoder(to_pixels(self.pictures[np.sort(indices)][np.argsort(np.argsort(indices))]))
+        image = self.pair.image_encoder(normalized(self.pictures[indices]))
         logits = self.pair.logit_scale.exp().clamp(max=100) * image @ text.T  # [B, 2B]
         fits = torch.from_numpy(((texts[None] == UNNAMED) | (texts[None] == shown[:, None])).all(-1)).float()
         to_text = F.cross_entropy(logits, fits / fits.sum(1, keepdim=True))
@@ -72,10 +72,17 @@ class ClipStage(Stage):
     def samples(self, path: Path) -> None:
         """A contrastive pair draws nothing; its figures are in the log."""
 
-    def restore(self, weights: Path) -> None:
+    @staticmethod
+    def read(weights: Path) -> nn.ModuleDict:
+        """All but the temperature, which is not exported and begins anew."""
+        pair = ClipPair(MINIATURE.text_encoder, MINIATURE.image_encoder)
         text_encoder = load_part(lambda: TextEncoder(MINIATURE.text_encoder), weights / "text_encoder.safetensors")
-        self.pair.text_encoder.load_state_dict(text_encoder.state_dict())
-        self.pair.load_state_dict(load_image_encoder(weights).state_dict(), strict=False)
+        pair.text_encoder.load_state_dict(text_encoder.state_dict())
+        tower = load_part(
+            lambda: ImageTower(MINIATURE.text_encoder, MINIATURE.image_encoder), weights / "image_encoder.safetensors"
+        )
+        pair.load_state_dict(tower.state_dict(), strict=False)
+        return nn.ModuleDict({"clip": pair})
 
     def export(self, weights: Path) -> None:
         save_part(self.pair.text_encoder, weights / "text_encoder.safetensors")

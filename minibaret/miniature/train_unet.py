@@ -15,7 +15,7 @@ from ..models.vae import VAE
 from ..schedule import TRAINING_STEPS, cumulative_alphas
 from ..weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
 from .coupling import couple, layout_numbers, read_numbers
-from .data import OMISSIONS, all_captions, attributes, to_pixels, training_pictures, training_scene
+from .data import OMISSIONS, all_captions, attributes, normalized, training_pictures, training_scene
 from .fingerprint import world_fingerprint
 from .loop import Stage
 from .sampling import sample
@@ -87,8 +87,9 @@ class UNetStage(Stage):
         latents = sample(self.unet, texts, self.texts[:1].float(), self.latents.shape[-1], steps=25, guidance=3.0)
         grid(self.vae.decode(latents), 8).save(path)
 
-    def restore(self, weights: Path) -> None:
-        self.unet.load_state_dict(load_part(lambda: UNet(self.unet.config), weights / "unet.safetensors").state_dict())
+    @staticmethod
+    def read(weights: Path) -> nn.ModuleDict:
+        return nn.ModuleDict({"unet": load_part(lambda: UNet(MINIATURE.unet), weights / "unet.safetensors")})
 
     def export(self, weights: Path) -> None:
         save_part(self.unet, weights / "unet.safetensors")
@@ -125,7 +126,7 @@ def training_latents(runs: Path, weights: Path, count: int) -> tuple[float, Tens
         pictures = training_pictures(runs, count)
         vae = load_part(lambda: VAE(MINIATURE.vae), file).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            means = [vae.moments(to_pixels(pictures[i : i + 50]))[0].float() for i in range(0, count, 50)]
+            means = [vae.moments(normalized(pictures[i : i + 50]))[0].float() for i in range(0, count, 50)]
         unscaled = torch.cat(means)
         scale = 1 / unscaled.std().item()
         found = {"scale": scale, "latents": (unscaled * scale).half()}

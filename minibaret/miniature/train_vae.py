@@ -7,11 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..images import to_image
 from ..models.configs import MINIATURE
 from ..models.vae import VAE, sample_latents
+from ..sheet import contact_sheet
 from ..weights.folder import save_part
 from ..weights.strict import load_part
-from .data import to_pixels, training_pictures
+from .data import normalized, training_pictures
 from .loop import Stage
 
 SQUARED_WEIGHT = 8.0
@@ -31,7 +33,7 @@ class VaeStage(Stage):
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         indices = torch.randint(len(self.pictures), (batch,), generator=generator)
-        pixels = to_pixels(self.pictures[indices.sort().values]).contiguous()
+        pixels = normalized(self.pictures[indices]).contiguous()
         mean, logvar = (moment.float() for moment in self.vae.moments(pixels))
         made = self.vae.decode(sample_latents(mean, logvar, generator)).float()
         error = made - pixels
@@ -42,12 +44,13 @@ class VaeStage(Stage):
         return loss, {"psnr": psnr, "kl": kl.item(), "deviation": mean.std().item()}
 
     def samples(self, path: Path) -> None:
-        pixels = to_pixels(self.pictures[:12])
+        pixels = normalized(self.pictures[:12])
         made = self.vae.decode(self.vae.encode(pixels))
         grid(torch.cat([pixels, made]), 6).save(path)
 
-    def restore(self, weights: Path) -> None:
-        self.vae.load_state_dict(load_part(lambda: VAE(self.vae.config), weights / "vae.safetensors").state_dict())
+    @staticmethod
+    def read(weights: Path) -> nn.ModuleDict:
+        return nn.ModuleDict({"vae": load_part(lambda: VAE(MINIATURE.vae), weights / "vae.safetensors")})
 
     def export(self, weights: Path) -> None:
         save_part(self.vae, weights / "vae.safetensors")
@@ -55,9 +58,4 @@ class VaeStage(Stage):
 
 def grid(pixels: Tensor, columns: int) -> Image.Image:
     """Pictures (B, 3, H, W) in [-1, 1] as one picture, `columns` wide."""
-    batch, _, height, width = pixels.shape
-    array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    sheet = Image.new("RGB", (columns * width, -(-batch // columns) * height))
-    for index, picture in enumerate(array):
-        sheet.paste(Image.fromarray(picture), (index % columns * width, index // columns * height))
-    return sheet
+    return contact_sheet([[to_image(picture) for picture in row.split(1)] for row in pixels.split(columns)])

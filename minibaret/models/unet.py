@@ -68,10 +68,10 @@ class UNet(nn.Module):
         timesteps: Tensor,
         text: Tensor | Text,
         injection: Injection = NO_INJECTION,
-        record: MapRecorder | None = None,
+        recorder: MapRecorder | None = None,
     ) -> Tensor:
         """latents (B, 4, H/8, W/8), timesteps (B,) or (), text: embeddings (B, 77, width) or what `project_text` made
-        of them → predicted noise, shaped as the latents. record: writes down attention maps, where somebody wants to
+        of them → predicted noise, shaped as the latents. recorder: writes down attention maps, where somebody wants to
         see them."""
         texts = iter(self.project_text(text) if isinstance(text, Tensor) else text)
         shares = injection.shares(latents.shape[0])
@@ -80,17 +80,17 @@ class UNet(nn.Module):
         skips = [x]
         for block in self.down_blocks:
             for layer in range(len(block.resnets)):
-                x = block.layer(layer, x, time, next(texts) if block.attends else None, shares, record)
+                x = block.layer(layer, x, time, next(texts) if block.attends else None, shares, recorder)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
                 x = block.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block.layer(0, x, time, next(texts), shares, record)
+        x = self.mid_block.layer(0, x, time, next(texts), shares, recorder)
         x = self.mid_block.resnets[1](x, time)
         for block in self.up_blocks:
             for layer in range(len(block.resnets)):
                 x = torch.cat([x, skips.pop()], dim=1)
-                x = block.layer(layer, x, time, next(texts) if block.attends else None, shares, record)
+                x = block.layer(layer, x, time, next(texts) if block.attends else None, shares, recorder)
             if hasattr(block, "upsamplers"):
                 x = block.upsamplers[0](x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
@@ -136,10 +136,10 @@ class Block(nn.Module):
         return self._layer(*arguments)
 
     def _layer(
-        self, index: int, x: Tensor, time: Tensor, text: KeysValues | None, shares: Shares, record: MapRecorder | None
+        self, index: int, x: Tensor, time: Tensor, text: KeysValues | None, shares: Shares, recorder: MapRecorder | None
     ) -> Tensor:
         x = self.resnets[index](x, time)
-        return self.attentions[index](x, text, shares, record) if self.attends else x
+        return self.attentions[index](x, text, shares, recorder) if self.attends else x
 
 
 class TimeEmbedding(nn.Module):
@@ -169,11 +169,11 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, config)])
         self.proj_out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, text: KeysValues, shares: Shares, record: MapRecorder | None) -> Tensor:
+    def forward(self, x: Tensor, text: KeysValues, shares: Shares, recorder: MapRecorder | None) -> Tensor:
         batch, width, height, _ = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, -1, width)  # [B, HW, C], no copy when channels_last
         tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
-        tokens = self.transformer_blocks[0](tokens, text, shares, record)
+        tokens = self.transformer_blocks[0](tokens, text, shares, recorder)
         tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
         return x + tokens.view(batch, height, -1, width).permute(0, 3, 1, 2)
 
@@ -188,16 +188,16 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, text: KeysValues, shares: Shares, record: MapRecorder | None) -> Tensor:
+    def forward(self, x: Tensor, text: KeysValues, shares: Shares, recorder: MapRecorder | None) -> Tensor:
         itself, cross = shares
-        x = x + self.attn1(self.norm1(x), None, itself, record and record.self_site)
-        x = x + self.attn2(self.norm2(x), text, cross, record and record.cross_site)
+        x = x + self.attn1(self.norm1(x), None, itself, recorder and recorder.self_site)
+        x = x + self.attn2(self.norm2(x), text, cross, recorder and recorder.cross_site)
         return x + self.ff(self.norm3(x))
 
 
 class Attention(nn.Module):
     """Multi-head attention from x to a text, or to x itself where there is none. With a share, only the rows whose maps
-    are taken project queries and keys. record(q, k, source), if given, is called with what the maps come from."""
+    are taken project queries and keys. watch(q, k, source), if given, is called with what the maps come from."""
 
     implementation = "auto"  # of `minibaret.kernels.attention`
 
@@ -216,7 +216,7 @@ class Attention(nn.Module):
         x: Tensor,
         text: KeysValues | None = None,
         share: Share | None = None,
-        record: Callable[[Tensor, Tensor, Sequence[int] | None], None] | None = None,
+        watch: Callable[[Tensor, Tensor, Sequence[int] | None], None] | None = None,
     ) -> Tensor:
         mapped = x if share is None else take_rows(x, share.project)
         q = self._split(self.to_q(mapped))
@@ -227,8 +227,8 @@ class Attention(nn.Module):
         if share is not None:
             q, k = share.exchange(self, q, k)
         source = share and share.source
-        if record is not None:
-            record(q, k, source)
+        if watch is not None:
+            watch(q, k, source)
         return self.to_out[0](attention(q, k, v, source, self.implementation).flatten(2))
 
     def project(self, context: Tensor) -> KeysValues:
