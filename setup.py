@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="minibaret",
@@ -12,14 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=[
-        "minibaret",
-        "minibaret.models",
-        "minibaret.bench",
-        "minibaret.miniature",
-        "minibaret.kernels",
-        "minibaret.weights",
-    ],
+    packages=[*find_packages(include=["minibaret*"]), "minibaret.kernels", "minibaret.weights"],
     package_dir={"minibaret": "minibaret", "minibaret.kernels": "kernels", "minibaret.weights": "weights"},
     package_data={"minibaret.weights": ["miniature/*", "miniature/examples/*"]},
     install_requires=[

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .editor import Editor
 
 PROG = "minibaret"
-# The same names as in miniature/tasks.py and distortions.py, which are not imported for a --help.
+# The same names as in miniature/world/tasks.py and distortions.py, which are not imported for a --help.
 KINDS = ("posture", "colour", "ground", "animal", "addition")
 DISTORTIONS = ("jpeg", "400x300", "1024x768", "shift", "noise", "tint")
 
@@ -111,7 +111,7 @@ def maps(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     from .evaluation import evaluate
-    from .miniature.tasks import KIND_SETTINGS
+    from .miniature.world.tasks import KIND_SETTINGS
     from .progress import ProgressBars
 
     if options.scenes < 1:

@@ -10,10 +10,10 @@ from PIL import Image
 from .editor import Editor
 from .images import fit_image, psnr
 from .inversion_file import Inversion
-from .miniature.distortions import distort
-from .miniature.drawing import render
-from .miniature.scene import MEASURED_SEEDS, Scene
-from .miniature.tasks import Task, task_of
+from .miniature.world.distortions import distort
+from .miniature.world.drawing import render
+from .miniature.world.scene import MEASURED_SEEDS, Scene
+from .miniature.world.tasks import Task, task_of
 from .progress import Count, nobody
 from .settings import Settings
 from .sheet import contact_sheet

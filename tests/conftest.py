@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import minibaret
-from minibaret.miniature.drawing import render
-from minibaret.miniature.scene import Scene
+from minibaret.miniature.world.drawing import render
+from minibaret.miniature.world.scene import Scene
 from minibaret.models.configs import UNetConfig
 from minibaret.models.unet import UNet
 

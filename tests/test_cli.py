@@ -11,8 +11,8 @@ from PIL import Image
 
 import minibaret
 from minibaret.cli import main
-from minibaret.miniature.drawing import render
-from minibaret.miniature.scene import Scene
+from minibaret.miniature.world.drawing import render
+from minibaret.miniature.world.scene import Scene
 
 QUICK = ["--steps", "3", "--inner-steps", "1"]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from minibaret.miniature.coupling import NUMBERS, couple, layout_numbers, read_numbers
-from minibaret.miniature.data import attributes
-from minibaret.miniature.scene import Layout, Scene
+from minibaret.miniature.training.coupling import NUMBERS, couple, layout_numbers, read_numbers
+from minibaret.miniature.training.data import attributes
+from minibaret.miniature.world.scene import Layout, Scene
 
 COUNT = 4000
 CHANCE = 5 / COUNT**0.5  # five standard deviations of a mean, or of a correlation, that is nothing but chance

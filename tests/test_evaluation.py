@@ -7,12 +7,12 @@ from PIL import Image
 from minibaret import cli
 from minibaret.evaluation import nearest, score, unchanged
 from minibaret.images import fit_image, psnr
-from minibaret.miniature import distortions
-from minibaret.miniature.data import attributes
-from minibaret.miniature.distortions import DISTORTIONS, distort
-from minibaret.miniature.drawing import render
-from minibaret.miniature.scene import HELD_OUT_SEEDS, MEASURED_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
-from minibaret.miniature.tasks import KIND_SETTINGS, KINDS, task_of
+from minibaret.miniature.training.data import attributes
+from minibaret.miniature.world import distortions
+from minibaret.miniature.world.distortions import DISTORTIONS, distort
+from minibaret.miniature.world.drawing import render
+from minibaret.miniature.world.scene import HELD_OUT_SEEDS, MEASURED_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
+from minibaret.miniature.world.tasks import KIND_SETTINGS, KINDS, task_of
 from minibaret.settings import Settings
 
 SCENE = Scene(3, "cat", "sitting", "orange", "snow", "a red hat")

@@ -15,8 +15,8 @@ from minibaret.cli import main
 from minibaret.images import to_pixels
 from minibaret.inversion import ddim_invert, predict, tune_text
 from minibaret.memory import Work, estimate, parse_limit, plan, shown
-from minibaret.miniature.drawing import render
-from minibaret.miniature.scene import Scene
+from minibaret.miniature.world.drawing import render
+from minibaret.miniature.world.scene import Scene
 from minibaret.models import tiled_vae
 from minibaret.models.configs import SD15, VAEConfig
 from minibaret.models.unet import UNet

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from minibaret.errors import InputError
-from minibaret.miniature import curves, edits, sweep, table, tasks
+from minibaret.miniature import curves, edits, sweep, table
 from minibaret.miniature.charts import FINE, plain, scatter, ticks
-from minibaret.miniature.distortions import DISTORTIONS
 from minibaret.miniature.edits import Edit, Kept, in_workers, score_edits
-from minibaret.miniature.fingerprint import fingerprint
-from minibaret.miniature.scene import MEASURED_SEEDS, SWEEP_SEEDS
 from minibaret.miniature.table import Row, as_json, as_text, edit_rows
-from minibaret.miniature.tasks import KINDS
+from minibaret.miniature.world import tasks
+from minibaret.miniature.world.distortions import DISTORTIONS
+from minibaret.miniature.world.fingerprint import fingerprint
+from minibaret.miniature.world.scene import MEASURED_SEEDS, SWEEP_SEEDS
+from minibaret.miniature.world.tasks import KINDS
 from minibaret.progress import ProgressBars
 from minibaret.settings import Settings
 from minibaret.weights import MINIATURE_FOLDER

@@ -12,14 +12,23 @@ import torch
 from torch import nn
 
 from minibaret.errors import InputError
-from minibaret.miniature import data, networks, train_unet
-from minibaret.miniature.coupling import couple, read_numbers
-from minibaret.miniature.loop import MeanOverWorkers, Stage, _average_gradients, check_run, learning_rate, train
-from minibaret.miniature.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
-from minibaret.miniature.stages import find, prepare
-from minibaret.miniature.tasks import KINDS
-from minibaret.miniature.train_clip import _one_word_off, relative_distance
-from minibaret.miniature.train_unet import training_latents
+from minibaret.miniature import networks
+from minibaret.miniature.training import data
+from minibaret.miniature.training import unet as train_unet
+from minibaret.miniature.training.clip import _one_word_off, relative_distance
+from minibaret.miniature.training.coupling import couple, read_numbers
+from minibaret.miniature.training.loop import (
+    MeanOverWorkers,
+    Stage,
+    _average_gradients,
+    check_run,
+    learning_rate,
+    train,
+)
+from minibaret.miniature.training.stages import find, prepare
+from minibaret.miniature.training.unet import training_latents
+from minibaret.miniature.world.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
+from minibaret.miniature.world.tasks import KINDS
 from minibaret.models.configs import MINIATURE
 from minibaret.models.vae import VAE
 from minibaret.weights import MINIATURE_FOLDER
@@ -306,8 +315,8 @@ def test_the_networks_are_measured_each_on_its_own(editor, monkeypatch):
 
 
 def test_the_shipped_pair_names_what_it_sees(editor):
-    from minibaret.miniature.drawing import render
     from minibaret.miniature.networks import named_rightly
+    from minibaret.miniature.world.drawing import render
 
     scenes = [Scene.random(seed) for seed in HELD_OUT_SEEDS[:6]]
     right = named_rightly(editor, load_image_encoder(), scenes, [render(scene) for scene in scenes])

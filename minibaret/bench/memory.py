@@ -40,8 +40,8 @@ def bench(options: argparse.Namespace) -> None:
 
 def _edit(weights: str, limit: str | None, options: argparse.Namespace, folder: Path) -> dict:
     """Edits a drawn picture with the command line; its summary."""
-    from ..miniature.drawing import render
-    from ..miniature.scene import Scene
+    from ..miniature.world.drawing import render
+    from ..miniature.world.scene import Scene
 
     render(Scene(1, "dog", "standing", "brown", "grass")).save(folder / "dog.png")
     command = [sys.executable, "-m", "minibaret", "edit", str(folder / "dog.png"), "a brown dog lying down on grass"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..weights import MINIATURE_FOLDER
-from .tasks import KINDS
+from .world.tasks import KINDS
 
 TRAINED = Path("runs/weights")  # never the shipped ones, unless somebody says so
 KEEPING = "with --keep FILE, what was scored is in the file, and the same command goes on"
@@ -96,8 +96,8 @@ def _add_workers(command: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from .loop import check_run, train
-    from .stages import find, prepare
+    from .training.loop import check_run, train
+    from .training.stages import find, prepare
 
     stage, (runs, weights, scenes) = find(options.stage), (options.runs, options.weights, options.scenes)
     check_run(stage, runs, options.hours, options.workers, options.resume, options.start)
@@ -111,8 +111,8 @@ def _measure(options: argparse.Namespace) -> None:
     from ..progress import ProgressBars
     from ..weights.folder import load_image_encoder
     from .edits import Kept
-    from .fingerprint import fingerprint
     from .table import as_json, as_text, table
+    from .world.fingerprint import fingerprint
 
     distorted = options.edits if options.distorted is None else options.distorted
     if distorted > options.edits:
@@ -132,9 +132,9 @@ def _sweep(options: argparse.Namespace) -> None:
     from ..progress import ProgressBars
     from ..weights.folder import read_config
     from .edits import Kept
-    from .fingerprint import fingerprint
     from .sweep import at_random, listed, one_at_a_time, sweep
-    from .tasks import KIND_SETTINGS
+    from .world.fingerprint import fingerprint
+    from .world.tasks import KIND_SETTINGS
 
     read_config(options.weights)  # says so where the weights are no minibaret folder
     editor, kept = load(options.weights, "cpu"), Kept(options.keep, fingerprint(options.weights))

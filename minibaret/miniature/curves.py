@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..files import write_text_whole
 from .charts import FINE, Axes, canvas
-from .stages import STAGES
+from .training.stages import STAGES
 
 FIGURES = {"clip": ("loss", "right"), "vae": ("loss", "psnr"), "unet": ("error", "layout")}  # drawn of each stage
 TITLES = {

@@ -25,8 +25,8 @@ from ..loading import load
 from ..origin import INVERSION_SETTINGS
 from ..progress import Count, nobody
 from ..settings import Settings
-from .loop import KEEP_MEMORY
-from .tasks import task_of
+from .training.loop import KEEP_MEMORY
+from .world.tasks import task_of
 
 LINE = b'{"of": '  # how each kept line begins
 

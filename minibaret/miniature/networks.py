@@ -12,11 +12,11 @@ from ..editor import Editor
 from ..images import psnr, to_pixels
 from ..models.image_encoder import ImageTower
 from ..progress import Count, nobody
-from .drawing import render
 from .sampling import sample
-from .scene import ANIMALS, MEASURED_SEEDS, POSTURES, Scene
-from .tasks import KINDS, variants
-from .train_clip import relative_distance
+from .training.clip import relative_distance
+from .world.drawing import render
+from .world.scene import ANIMALS, MEASURED_SEEDS, POSTURES, Scene
+from .world.tasks import KINDS, variants
 
 SAMPLING_STEPS = 25
 BATCH = 25  # pictures sampled at once

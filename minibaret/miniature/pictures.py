@@ -14,8 +14,8 @@ from ..weights import MINIATURE_FOLDER
 from .curves import draw_curves, keep_curves
 from .edits import Edit, edit_pictures
 from .networks import BATCH, generate
-from .scene import MEASURED_SEEDS, Scene
-from .tasks import KIND_SETTINGS, KINDS
+from .world.scene import MEASURED_SEEDS, Scene
+from .world.tasks import KIND_SETTINGS, KINDS
 
 SAMPLES, ACROSS = 24, 8
 EXAMPLE, EXAMPLE_TEXT = "dog.png", "a brown dog lying down on grass"  # of the README

@@ -21,8 +21,8 @@ from ..progress import Count, nobody
 from ..settings import Settings
 from .charts import scatter
 from .edits import Edit, Kept, score_edits
-from .scene import SWEEP_SEEDS
-from .tasks import KIND_SETTINGS, KINDS
+from .world.scene import SWEEP_SEEDS
+from .world.tasks import KIND_SETTINGS, KINDS
 
 CHOICES = {
     "guidance": (2.0, 3.0, 5.0, 7.5),

@@ -12,12 +12,12 @@ from ..editor import Editor
 from ..evaluation import means
 from ..models.image_encoder import ImageTower
 from ..progress import Count, nobody
-from .distortions import DISTORTIONS
-from .drawing import render
 from .edits import Edit, Kept, score_edits
 from .networks import measure
-from .scene import MEASURED_SEEDS
-from .tasks import KIND_SETTINGS, KINDS, task_of
+from .world.distortions import DISTORTIONS
+from .world.drawing import render
+from .world.scene import MEASURED_SEEDS
+from .world.tasks import KIND_SETTINGS, KINDS, task_of
 
 BARS = {
     **dict.fromkeys([f"zero_shot_{name}" for name in KINDS], 0.98),

@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minibaret.miniature.animals import SIZES, Layer, body, hat
-from minibaret.miniature.poses import POSES
-from minibaret.miniature.scene import Layout, Scene
+from .animals import SIZES, Layer, body, hat
+from .poses import POSES
+from .scene import Layout, Scene
 
 _FINE = 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from minibaret.miniature.shapes import Part, blob, limb
+from .shapes import Part, blob, limb
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import write_whole
-from .drawing import render
-from .fingerprint import world_fingerprint
-from .scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, POSTURES, TRAINING_SEEDS, Scene
+from ...files import write_whole
+from ..world.drawing import render
+from ..world.fingerprint import world_fingerprint
+from ..world.scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, POSTURES, TRAINING_SEEDS, Scene
 
 OMISSIONS = ((), ("colour",), ("ground",), ("colour", "ground"))
 UNNAMED = -1  # an attribute that a caption leaves open

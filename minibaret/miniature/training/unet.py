@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..files import write_whole
-from ..models.configs import MINIATURE
-from ..models.text_encoder import TextEncoder
-from ..models.unet import Attention, UNet
-from ..models.vae import VAE
-from ..schedule import TRAINING_STEPS, cumulative_alphas
-from ..weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
+from ...files import write_whole
+from ...models.configs import MINIATURE
+from ...models.text_encoder import TextEncoder
+from ...models.unet import Attention, UNet
+from ...models.vae import VAE
+from ...schedule import TRAINING_STEPS, cumulative_alphas
+from ...weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
+from ..sampling import sample
+from ..world.fingerprint import world_fingerprint
 from .coupling import couple, layout_numbers, read_numbers
 from .data import OMISSIONS, all_captions, attributes, normalized, training_pictures, training_scene
-from .fingerprint import world_fingerprint
 from .loop import Stage
-from .sampling import sample
-from .train_vae import grid
+from .vae import grid
 
 EMPTY_CAPTIONS = 0.1
 SNR_LIMIT = 5.0  # min-SNR weighting (Hang et al. 2023)

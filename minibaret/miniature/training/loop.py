@@ -15,8 +15,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..errors import InputError
-from ..files import write_whole
+from ...errors import InputError
+from ...files import write_whole
 
 CHECKPOINT_EVERY = 180.0  # seconds
 GRID_EVERY = 900.0

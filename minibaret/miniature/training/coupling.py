@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from .scene import Scene
+from ..world.scene import Scene
 
 BLOCK = 4  # a number takes 4 x 4 latents of one channel
 NUMBERS = (  # the draws of `Scene.layout_draws`, in the order of their blocks: channel by channel, row by row

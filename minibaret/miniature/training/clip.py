@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.configs import MINIATURE
-from ..models.image_encoder import ClipPair, ImageTower
-from ..models.text_encoder import TextEncoder
-from ..models.tokenizer import ClipTokenizer
-from ..weights.folder import save_part
-from ..weights.strict import load_part
+from ...models.configs import MINIATURE
+from ...models.image_encoder import ClipPair, ImageTower
+from ...models.text_encoder import TextEncoder
+from ...models.tokenizer import ClipTokenizer
+from ...weights.folder import save_part
+from ...weights.strict import load_part
 from .data import OMISSIONS, UNNAMED, all_captions, attributes, normalized, training_pictures, training_scene
 from .loop import Stage
 

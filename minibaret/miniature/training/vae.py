@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..images import to_image
-from ..models.configs import MINIATURE
-from ..models.vae import VAE, sample_latents
-from ..sheet import contact_sheet
-from ..weights.folder import save_part
-from ..weights.strict import load_part
+from ...images import to_image
+from ...models.configs import MINIATURE
+from ...models.vae import VAE, sample_latents
+from ...sheet import contact_sheet
+from ...weights.folder import save_part
+from ...weights.strict import load_part
 from .data import normalized, training_pictures
 from .loop import Stage
 

@@ -4,22 +4,22 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
-from ..errors import InputError
-from ..files import write_whole
-from ..models.configs import MINIATURE
-from ..models.tokenizer import learn_merges, save_merges
-from ..weights.folder import CONFIG, MERGES, save_config
+from ...errors import InputError
+from ...files import write_whole
+from ...models.configs import MINIATURE
+from ...models.tokenizer import learn_merges, save_merges
+from ...weights.folder import CONFIG, MERGES, save_config
 from .data import all_captions, training_pictures
 from .loop import Stage
 
 EARLIER = {"clip": (), "vae": (), "unet": ("vae", "text_encoder")}  # what must be trained before
 LATER = {"clip": ("unet",), "vae": ("unet",), "unet": ()}  # what is of no use after
-STAGES = {"clip": "ClipStage", "vae": "VaeStage", "unet": "UNetStage"}  # in the order they are trained
+STAGES = {"clip": "ClipStage", "vae": "VaeStage", "unet": "UNetStage"}  # by file, in the order they are trained
 
 
 def find(name: str) -> type[Stage]:
     """The stage's class. It is built from runs, weights and scenes: earlier stages are read from `weights`."""
-    return getattr(import_module(f".train_{name}", __package__), STAGES[name])
+    return getattr(import_module(f".{name}", __package__), STAGES[name])
 
 
 def prepare(name: str, runs: Path, weights: Path, scenes: int, start: Path | None = None) -> None:
@@ -50,6 +50,6 @@ def prepare(name: str, runs: Path, weights: Path, scenes: int, start: Path | Non
         save_merges(learn_merges(all_captions().values(), merges), weights / MERGES)
     training_pictures(runs, scenes)
     if name == "unet":
-        from .train_unet import training_latents
+        from .unet import training_latents
 
         training_latents(runs, weights, scenes)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from minibaret.miniature.poses import POSES, Pose
-from minibaret.miniature.shapes import Part, blob, limb, part_at
+from .poses import POSES, Pose
+from .shapes import Part, blob, limb, part_at
 
 
 @dataclass(frozen=True)
