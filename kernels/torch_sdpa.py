@@ -7,11 +7,13 @@ a time, its copies small enough for the cache. For short sequences the padding a
 queries at a time through matrix products, with a part of the map that fits the cache.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .rows import take_rows
 
 LONG = 2048  # keys from which the fused call wins
 MAP_PART = 2**20  # numbers of the map that exist at once
@@ -28,7 +30,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = No
     out = v.new_empty(len(v), *q.shape[1:])
     alone = {sharing[0]: source for source, sharing in rows.items() if len(sharing) == 1}
     if alone:
-        out[_run(alone)] = _sdpa(_take(q, alone.values()), _take(k, alone.values()), _take(v, alone))
+        sources = list(alone.values())
+        moved = _sdpa(take_rows(q, sources), take_rows(k, sources), take_rows(v, list(alone)))
+        for row, piece in zip(alone, moved):
+            out[row] = piece
     for source, sharing in rows.items():
         if len(sharing) > 1:
             share = _by_head if k.shape[1] >= LONG else _in_parts
@@ -42,8 +47,8 @@ def _side_by_side(q: Tensor, k: Tensor, v: Tensor, rows: dict[int, list[int]]) -
     for share in {len(sharing) for sharing in rows.values()}:
         sources = [source for source, sharing in rows.items() if len(sharing) == share]
         columns = list(zip(*(rows[source] for source in sources)))  # the first rows of each source, the second …
-        values = [_take(v, column) for column in columns]
-        out = _sdpa(_take(q, sources), _take(k, sources), torch.cat(values, dim=-1) if share > 1 else values[0])
+        values = [take_rows(v, column) for column in columns]
+        out = _sdpa(take_rows(q, sources), take_rows(k, sources), torch.cat(values, dim=-1) if share > 1 else values[0])
         for column, moved in zip(columns, out.chunk(share, dim=-1)):
             pieces |= zip(column, moved.split(1))
     return torch.cat([pieces[row] for row in range(len(v))])
@@ -81,18 +86,6 @@ def _rows_by_source(source: Sequence[int]) -> dict[int, list[int]]:
     for row, index in enumerate(source):
         rows.setdefault(index, []).append(row)
     return rows
-
-
-def _take(x: Tensor, rows: Iterable[int]) -> Tensor:
-    """x[rows], as a view where the rows are a run."""
-    return x[_run(rows)]
-
-
-def _run(rows: Iterable[int]) -> slice | list[int]:
-    """The rows as a slice where they follow one another."""
-    rows = list(rows)
-    run = range(rows[0], rows[0] + len(rows))
-    return slice(run.start, run.stop) if rows == list(run) else rows
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -31,6 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
         print(f"{PROG}: files that can be read and written were wanted, but {what}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # how PyTorch says it, on every device
+            raise
+        wanted = "more memory was wanted than there is; --memory LIMIT says what an edit can do with less"
+        print(f"{PROG}: {wanted}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
         print(f"{PROG}: stopped; {str(stop) or 'nothing was written'}", file=sys.stderr)
         return 130

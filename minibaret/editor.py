@@ -20,7 +20,7 @@ from .memory import NO_SAVINGS, Savings, Work, estimate, peak_memory, plan, trim
 from .models import tiled_vae
 from .models.tokenizer import TextTooLong, is_unicode
 from .origin import TUNING_SETTINGS, Origin
-from .progress import Clock, run_to_end
+from .progress import Clock, relay, run_to_end
 from .result import Result
 from .settings import Settings
 from .weights import Model, OnDemandModel
@@ -86,16 +86,19 @@ class Editor:
         too, which costs two more rows; maps: attention maps to keep, in the result's `maps`. inversion: an earlier
         one of the same picture, text, model and settings, whose steps are not done again; settings, size and fit that
         are None are then the inversion's. If its trajectory was inverted with the empty text, it serves another text
-        too, and only target-text inversion runs. Raises InputError for a picture that cannot be read, a text that is
-        empty or too long, sizes, pictures or maps that do not fit, and an inversion that belongs to something else.
+        too, and only target-text inversion runs. A step's latents are the run's own; what is written to them changes
+        it. Raises InputError, when the first step is asked for, for a picture that cannot be read, a text that is empty
+        or too long, sizes, pictures or maps that do not fit, and an inversion that belongs to something else; later,
+        where the loss of target-text inversion is no number any more.
         """
         if any(name not in bam.PROCESSES for name in pictures):
             raise InputError(f"pictures must be a tuple with names of {', '.join(bam.PROCESSES)}, got {pictures!r}")
+        pictures = tuple({*pictures} & {bam.TRANSITION})  # the others are always there, and need no row for it
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
         expected = self._save_memory(picture.size, text, settings, inversion, bam.PROCESSES if maps else pictures)
         target, null = self.embed(text), self.embed("", empty=True)
         collector = self._collector(maps, text, picture.size, settings) if maps else None
-        clock = Clock()
+        clock = Clock(self.device)
         if inversion:
             origin = self._origin(picture, fit, text, settings)
             start = inversion.record_for(origin, self.device, may_differ=("text",))
@@ -105,7 +108,7 @@ class Editor:
             clock.lap("encode")
         unet = self._turn("unet")
         work = baret.run(unet, start, target, null, settings, pictures, collector, self.savings.max_rows)
-        found = yield from clock.timed(work)
+        found = yield from relay(clock.timed(work), None, self._resume)
         final = {"edit": found.latents[bam.EDIT], "reconstruction": found.tuned[-1].latents}
         if bam.TRANSITION in pictures:
             final["transition"] = final["reconstruction"] if settings.rigid else found.latents[bam.TRANSITION]
@@ -177,6 +180,7 @@ class Editor:
             record = inversion.record_for(origin, self.device, may_differ=("text", *TUNING_SETTINGS))
         record = record or baret.Record([self.encode(picture)])
         work = baret.invert_and_tune(self._turn("unet"), record, target, null, settings)
+        work = relay(work, None, self._resume)
         yield from keep(work, Path(file), origin, record) if file else work
         return Inversion(origin, tuple(record.trajectory), tuple(record.tuned))
 
@@ -251,6 +255,12 @@ class Editor:
         if part == "unet":
             network.set_checkpointing(self.savings.checkpointing)
         return network
+
+    def _resume(self) -> None:
+        """The UNet is read again where the caller of a generator used another network between two steps."""
+        if self.savings.on_demand:
+            self.model.free_all_but("unet")
+            _ = self.model.unet
 
     def _prepare(
         self,

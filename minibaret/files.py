@@ -1,7 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,13 +23,12 @@ def check_place(path: Path, force: bool) -> None:
 def write_whole(path: Path, write: Callable[[str], object]) -> None:
     """Has `write` fill a file under a temporary name beside `path`, then renames it: `path` is whole or untouched, also
     where the power fails."""
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix)
-    os.close(handle)
+    unfinished = str(path.parent / f".{path.stem[:40]}-{secrets.token_hex(8)}{path.suffix}")
+    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))  # less what the umask takes away
     try:
         write(unfinished)
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(unfinished, 0o666 & ~_umask())
         os.replace(unfinished, path)
     except BaseException:
         os.unlink(unfinished)
@@ -39,9 +38,3 @@ def write_whole(path: Path, write: Callable[[str], object]) -> None:
 def write_text_whole(path: Path, text: str) -> None:
     """`write_whole` of a text, in UTF-8."""
     write_whole(path, lambda unfinished: Path(unfinished).write_text(text, encoding="utf-8"))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

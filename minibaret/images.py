@@ -26,7 +26,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     if not path.exists():
         raise InputError(f"there is no picture at {path}")
     if not path.is_file():
-        raise InputError(f"a picture file was wanted, but {path} is a folder")
+        raise InputError(f"a picture file was wanted, but {path} is {'a folder' if path.is_dir() else 'no file'}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Corrupt EXIF data")
@@ -39,12 +39,21 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = Image.MAX_IMAGE_PIXELS // 1_000_000
         raise InputError(f"{path} would unpack to more than {limit} million pixels") from None
+    except PermissionError:
+        raise InputError(f"a picture was wanted, but {path} may not be read") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"{path} is damaged or cut short: {error}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB from any mode: 16-bit scaled down, palette and grey and CMYK converted, alpha flattened on white."""
+    """Upright RGB from any mode: 16-bit scaled down, palette and grey and CMYK converted, alpha flattened on white.
+
+    Raises InputError for a picture that Pillow opened and cannot read to its end.
+    """
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"a whole picture was wanted, got one that is damaged or cut short: {error}") from None
     with contextlib.suppress(Exception):  # whatever Pillow raises over broken EXIF data: the pixels are whole
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel

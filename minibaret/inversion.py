@@ -2,12 +2,14 @@
 text embeddings that bring it home again."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .models.unet import Text, UNet
 from .schedule import Schedule
 from .settings import Settings
@@ -87,6 +89,11 @@ def _tune(
             moved = retrace(embedding)
             error = (moved - goal).square().sum()
         losses.append(error.item() / goal.numel())  # the one time that the CPU waits for a GPU
+        if not math.isfinite(losses[-1]):
+            raise InputError(
+                f"a loss of target-text inversion that is a number was wanted, got {losses[-1]}: "
+                "a smaller learning rate or a wider dtype may give one"
+            )
         if last or losses[-1] < threshold:
             return TunedStep(embedding.detach(), moved.detach(), tuple(losses))
         # of the sum, not of the mean: that one's gradient would vanish in float16
@@ -102,20 +109,19 @@ def _tune(
 @contextlib.contextmanager
 def no_tf32() -> Iterator[None]:
     """Float32 products on a GPU keep all their bits; what was chosen before is chosen again afterwards."""
-    switches = []
-    for backend, newer in ((torch.backends.cuda.matmul, "matmul"), (torch.backends.cudnn, "conv")):
-        try:
-            switches.append((backend, "allow_tf32", backend.allow_tf32, False))
-        except RuntimeError:  # PyTorch 2.9 has another switch, and refuses to mix them
-            backend = getattr(backend, newer, backend)
-            switches.append((backend, "fp32_precision", backend.fp32_precision, "ieee"))
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9 and newer: the older switches do less, and may not be mixed
+        switches, name, off = (matmul, cudnn.conv), "fp32_precision", "ieee"
+    else:
+        switches, name, off = (matmul, cudnn), "allow_tf32", False
+    before = [getattr(switch, name) for switch in switches]
     try:
-        for backend, name, _, off in switches:
-            setattr(backend, name, off)
+        for switch in switches:
+            setattr(switch, name, off)
         yield
     finally:
-        for backend, name, before, _ in switches:
-            setattr(backend, name, before)
+        for switch, chosen in zip(switches, before):
+            setattr(switch, name, chosen)
 
 
 def predict(unet: UNet, latents: Tensor, label: int, text: Tensor | Text, *more) -> Tensor:

@@ -163,11 +163,12 @@ def peak_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.is_file():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    highest = re.search(r"VmHWM:\s*(\d+)", status.read_text()) if status.is_file() else None
+    if highest:  # sandboxes may leave it out
+        return int(highest[1]) * 1024
     try:
         import resource
     except ImportError:
         return None
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest if sys.platform == "darwin" else highest * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TextIO, TypeVar
 
+import torch
+
 from .baret import Step
 
 WIDTH = 28  # characters of the bar
@@ -30,34 +32,59 @@ def run_to_end(work: Generator[Step, None, Found], watch: Callable[[Step], None]
                 watch(step)
 
 
-class Clock:
-    """Wall time by name."""
+def relay(
+    work: Generator[Step, None, Found], stepped: Callable[[Step], None] | None, resumed: Callable[[], None] | None
+) -> Generator[Step, None, Found]:
+    """Passes on the steps of `work`, and what it returns. stepped: called with a step before it is passed on; resumed:
+    called when the next one is asked for."""
+    with closing(work):
+        while True:
+            try:
+                step = next(work)
+            except StopIteration as end:
+                return end.value
+            if stepped:
+                stepped(step)
+            yield step
+            if resumed:
+                resumed()
 
-    def __init__(self) -> None:
+
+class Clock:
+    """Wall time by name, of a device that may be busy after its caller went on."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.device = device
         self.start()
 
     def start(self) -> None:
         self._since = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Counts the time since the last lap or start under `name`."""
+        """Counts the time since the last lap or start under `name`, when the device has done what it was given."""
+        self._wait()
+        self._count(name)
+
+    def _wait(self) -> None:
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _count(self, name: str) -> None:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
 
     def timed(self, work: Generator[Step, None, Found]) -> Generator[Step, None, Found]:
         """Passes on the steps of `work`, and what it returns; each step counts under its stage, the caller's own time
-        between steps under nothing."""
-        with closing(work):
-            while True:
-                try:
-                    step = next(work)
-                except StopIteration as end:
-                    return end.value
-                self.lap(step.stage)
-                yield step
-                self.start()
+        between steps under nothing. The device is waited for where a stage ends, so that its steps may overlap."""
+
+        def stepped(step: Step) -> None:
+            if step.index + 1 == step.total:
+                self._wait()
+            self._count(step.stage)
+
+        return (yield from relay(work, stepped, self.start))
 
 
 class ProgressBars:

@@ -125,6 +125,16 @@ def test_what_the_system_refuses_is_one_sentence_too(monkeypatch, capsys, where)
     assert said.endswith(f"but {f'{where}: ' if where else ''}No space left on device")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_one_sentence(dog, tmp_path, capsys, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(minibaret.Editor, "edit", fail)
+    said = refused(capsys, "edit", dog, "a dog sitting", "-o", tmp_path / "edited.png")
+    assert "more memory was wanted than there is; --memory LIMIT" in said
+
+
 def test_maps_draws_where_words_are_looked_at(tmp_path, dog, capsys):
     output = tmp_path / "maps.png"
     text = "a brown dog lying down on grass"

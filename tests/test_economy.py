@@ -104,12 +104,14 @@ def test_inversion_projects_its_constant_texts_once(unet):
 
 
 class Waits(TorchDispatchMode):
-    """Counts the numbers that are read out of tensors, for each of which the CPU would wait for a GPU."""
+    """Counts the numbers that are read out of tensors, and the lists of indices that are made tensors: for each, the
+    CPU would wait for a GPU."""
 
     count = 0
+    operators = ("aten::_local_scalar_dense", "aten::index", "aten::index_put_", "aten::nonzero")
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten._local_scalar_dense.default
+        self.count += function._schema.name in self.operators
         return function(*args, **(kwargs or {}))
 
 
@@ -117,7 +119,7 @@ def test_only_the_loss_is_waited_for(unet):
     target, null = texts()
     record = baret.Record([torch.randn(1, 4, 8, 8)])
     with Waits() as waits:
-        assert torch.ones(1).item() == 1 and waits.count == 1
+        assert torch.ones(2)[[0]].item() == 1 and waits.count == 2
     with Waits() as waits:
         record.trajectory += ddim_invert(unet, record.trajectory[0], target, Schedule(4))
         assert waits.count == 0
@@ -232,30 +234,74 @@ def test_half_precision_tunes_the_same_text(unet, dtype):
     assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.9
 
 
+NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # switches, from PyTorch 2.9 on
+TF32 = """
+import torch
+from minibaret.inversion import no_tf32
+
+def chosen():
+    return [torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision,
+            torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.allow_tf32]
+
+{}
+before = chosen()
+with no_tf32():
+    inside = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+assert inside == ("ieee", "ieee"), inside
+assert chosen() == before, (before, chosen())
+"""
+
+
+@pytest.mark.skipif(not NEWER, reason="PyTorch before 2.9 has the older switches only")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "",
+        "torch.backends.fp32_precision = 'tf32'",
+        "torch.set_float32_matmul_precision('high')",
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+    ],
+)
+def test_tf32_is_off_however_it_was_asked_for(asked):
+    """In a process of its own: the switches are the process's, and some cannot be set back."""
+    done = subprocess.run([sys.executable, "-c", TF32.format(asked)], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+def test_a_loss_that_is_no_number_is_said(unet):
+    target, null = texts()
+    trajectory = [torch.randn(1, 4, 8, 8) for _ in range(5)]
+    with pytest.raises(InputError, match=r"a loss of target-text inversion that is a number was wanted, got (nan|inf)"):
+        list(tune_text(unet, trajectory, target, null, Schedule(4), dataclasses.replace(SHORT, learning_rate=1e38)))
+
+
 def test_tf32_is_off_while_tuning_and_as_it_was_afterwards(unet):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches, name = ((matmul, cudnn.conv), "fp32_precision") if NEWER else ((matmul, cudnn), "allow_tf32")
+    on, off = ("tf32", "ieee") if NEWER else (True, False)
+
     def chosen():
-        backends = torch.backends.cuda.matmul, torch.backends.cudnn
-        return [backend.allow_tf32 for backend in backends]
+        return [getattr(switch, name) for switch in switches]
 
     before, seen = chosen(), []
     try:
-        for allowed in (True, False):
-            for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
-                backend.allow_tf32 = allowed
+        for allowed in (off, on):
+            for switch in switches:
+                setattr(switch, name, allowed)
             with pytest.raises(KeyError), no_tf32():
-                seen.append(torch.backends.cudnn.allow_tf32)
+                seen.append(chosen())
                 raise KeyError
             assert chosen() == [allowed, allowed]
         target, null = texts()
         trajectory = [torch.randn(1, 4, 8, 8) for _ in range(5)]
-        torch.backends.cudnn.allow_tf32 = True
-        unet.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+        unet.register_forward_hook(lambda *_: seen.append(chosen()))
         for _ in tune_text(unet, trajectory, target, null, Schedule(4), SHORT):
-            assert torch.backends.cudnn.allow_tf32  # the caller's own work between the steps
-        assert len(seen) > 4 and not any(seen)
+            assert chosen() == [on, on]  # the caller's own work between the steps
+        assert len(seen) > 4 and all(found == [off, off] for found in seen)
     finally:
-        for backend, value in zip((torch.backends.cuda.matmul, torch.backends.cudnn), before):
-            backend.allow_tf32 = value
+        for switch, value in zip(switches, before):
+            setattr(switch, name, value)
 
 
 # Compiling

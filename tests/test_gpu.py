@@ -3,7 +3,12 @@
 import pytest
 import torch
 
+import minibaret
+from minibaret import Savings
+from minibaret.images import psnr
 from minibaret.kernels import attention, attention_maps, reference, torch_sdpa, triton_attention
+from minibaret.miniature.world.drawing import render
+from minibaret.miniature.world.scene import Scene
 
 READY = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0) and triton_attention.INSTALLED
 pytestmark = [
@@ -53,6 +58,16 @@ def test_compiled_it_is_the_same():
     q, k, v = tensors(256, 256, 160, torch.float16, (0, 1, 0))
     compiled = torch.compile(lambda q, k, v: attention(q, k, v, (0, 1, 0), "triton"), fullgraph=True)
     assert torch.equal(compiled(q, k, v), attention(q, k, v, (0, 1, 0), "triton"))
+
+
+@pytest.mark.parametrize("savings", [Savings(), Savings(True, True, True, max_rows=2)])
+def test_an_edit_is_the_cpus(savings):
+    dog = render(Scene(1, "dog", "standing", "brown", "grass"))
+    editors = [minibaret.load(device=device, savings=savings) for device in ("cpu", "cuda")]
+    settings = editors[0].settings(steps=3, inner_steps=1)
+    cpu, gpu = (editor.edit(dog, "a brown dog lying down on grass", settings) for editor in editors)
+    assert psnr(gpu.image, cpu.image) > 35 and psnr(gpu.reconstruction, cpu.reconstruction) > 35
+    assert sum(gpu.seconds.values()) > 0 and gpu.peak_memory > 20e6
 
 
 def test_a_gradient_is_given_by_pytorch():

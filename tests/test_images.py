@@ -7,7 +7,17 @@ import pytest
 from PIL import Image
 
 from minibaret.errors import InputError
-from minibaret.images import WRITABLE, check_writable, fit_image, psnr, read_image, to_image, to_pixels, write_image
+from minibaret.images import (
+    WRITABLE,
+    check_writable,
+    fit_image,
+    psnr,
+    read_image,
+    to_image,
+    to_pixels,
+    to_rgb,
+    write_image,
+)
 
 
 def halves(mode="RGB", size=(8, 4)) -> Image.Image:
@@ -114,6 +124,14 @@ def test_truncated_files_are_refused(tmp_path, suffix):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=r"cut\.\w+ is (damaged|not a picture)"):
         read_image(path)
+
+
+def test_a_picture_that_pillow_opened_and_cannot_read_is_refused(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 90).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError, match="a whole picture was wanted, got one that is damaged or cut short"):
+        to_rgb(Image.open(path))
 
 
 def test_fits():

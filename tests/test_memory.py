@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from minibaret.bench.common import peak_bytes
 from minibaret.cli import main
 from minibaret.images import to_pixels
 from minibaret.inversion import ddim_invert, predict, tune_text
-from minibaret.memory import Work, estimate, parse_limit, plan, shown
+from minibaret.memory import Work, estimate, parse_limit, peak_memory, plan, shown
 from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import Scene
 from minibaret.models import tiled_vae
@@ -210,6 +211,23 @@ def test_savings_leave_the_edit_as_it_was(editor):
         assert (to_pixels(result.image) - to_pixels(plain.image)).abs().max() * 127.5 <= 2
         assert saving.model._here == {"vae"}
     assert str(result.savings) == "networks on demand, tiled VAE, rows 2 at a time, gradient checkpointing"
+
+
+def test_a_preview_between_two_steps_leaves_the_edit_as_it_was(editor):
+    settings = editor.settings(steps=2, inner_steps=1)
+    plain = editor.edit(dog(128, 128), TEXT, settings)
+    saving = minibaret.load(savings=Savings(on_demand=True))
+    previews = []
+    whole = saving.edit(dog(128, 128), TEXT, settings, watch=lambda step: previews.append(saving.decode(step.latents)))
+    assert len(previews) == 6 and whole.image.tobytes() == plain.image.tobytes() == previews[-1].tobytes()
+    inversion = saving.invert(dog(128, 128), TEXT, settings, watch=lambda step: saving.decode(step.latents))
+    assert len(inversion.tuned) == 2
+
+
+def test_a_system_that_does_not_tell_the_peak_spoils_no_edit(monkeypatch):
+    assert peak_memory(CPU) > 100e6
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "VmSize:\t 5 kB\nVmRSS:\t 4 kB\n")
+    assert peak_memory(CPU) > 100e6  # by another call
 
 
 # The limit

@@ -7,7 +7,7 @@ import torch
 
 from minibaret import progress
 from minibaret.baret import Step
-from minibaret.progress import Clock, ProgressBars
+from minibaret.progress import Clock, ProgressBars, relay
 
 
 @pytest.fixture
@@ -51,6 +51,23 @@ def test_the_clock_counts_each_stage_and_not_its_caller(now):
     next(stopped)
     stopped.close()
     assert ended == [True, True]
+
+
+def test_relay_tells_what_passes_and_returns_what_the_work_returns():
+    told = []
+
+    def work():
+        yield step("edit", 0)
+        told.append("resumed work")
+        yield step("edit", 1)
+        return "found"
+
+    def whole():
+        told.append((yield from relay(work(), lambda step: told.append(step.index), lambda: told.append("resumed"))))
+
+    for passed in whole():
+        told.append(f"passed {passed.index}")
+    assert told == [0, "passed 0", "resumed", "resumed work", 1, "passed 1", "resumed", "found"]
 
 
 def said(bars: ProgressBars, *call) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..kernels import attention
 from ..kernels.roofline import GPUS, Shape, work
+from ..kernels.rows import gather_rows
 from ..models.configs import MINIATURE, SD15, ModelConfig
 from . import naive
 from .common import card, finish, in_turns, peak_bytes, ratio, spread, trace
@@ -47,7 +48,7 @@ def ways(q: Tensor, k: Tensor, v: Tensor, source: tuple[int, ...], implementatio
     found = {
         "plain": lambda: attention(q, k, v, None, "torch"),
         "materialised": materialised,
-        "gathered": lambda: attention(q[list(source)], k[list(source)], v, None, "torch"),
+        "gathered": lambda: attention(gather_rows(q, source), gather_rows(k, source), v, None, "torch"),
         "injected": lambda: attention(q_few, k_few, v, renamed, implementation),
     }
     if q.is_cuda:  # elsewhere this is what injects

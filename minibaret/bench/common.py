@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would chat on stderr
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..files import check_place
@@ -120,13 +121,18 @@ def trace(runs: dict[str, Callable[[], object]], path: Path) -> None:
 
 
 def operators(run: Callable[[], object], most: int = 10) -> dict[str, float]:
-    """The seconds that PyTorch's operators took themselves, those they call left out: the longest, and "other"."""
+    """The seconds that PyTorch's operators took themselves, those they call left out: the longest, and "other". On a
+    GPU, the seconds of the kernels that they launch."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with profile(activities=activities) as profiled:
         run()
     found: dict[str, float] = {}
-    for event in profiled.key_averages():
-        found[event.key] = (event.self_device_time_total or event.self_cpu_time_total) / 1e6
+    events = [
+        event for event in profiled.key_averages() if event.device_type == DeviceType.CPU
+    ]  # the others launch none
+    on_gpu = any(event.self_device_time_total for event in events)
+    for event in events:
+        found[event.key] = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
     ranked = sorted(found, key=found.__getitem__, reverse=True)
     kept = {name: round(found[name], 6) for name in ranked[:most]}
     return kept | {"other": round(sum(found[name] for name in ranked[most:]), 6)}

@@ -7,7 +7,7 @@ import torch
 
 from .common import card, finish, in_turns, operators, print_operators, ratio, spread, trace
 from .diffusers_unet import DiffusersUNet, import_diffusers
-from .unet import TEXT, build_unet, count_parameters, is_large, latents_side
+from .unet import TEXT, build_unet, count_parameters, is_slow, latents_side
 
 OURS, THEIRS, CHANNELS_LAST = "minibaret", "diffusers", "diffusers, channels_last"
 
@@ -23,7 +23,7 @@ def bench(options: argparse.Namespace) -> None:
         THEIRS: theirs,  # as it comes
         CHANNELS_LAST: copy.deepcopy(theirs).to(memory_format=torch.channels_last),
     }
-    rounds = options.rounds or (3 if is_large(unet) else 15)
+    rounds = options.rounds or (3 if is_slow(unet) else 15)
     facts = card(
         options,
         ("diffusers",),

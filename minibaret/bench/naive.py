@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import transition
 from ..baret import Record
 from ..inversion import guide
+from ..kernels.rows import gather_rows
 from ..models.unet import UNet
 from ..schedule import Schedule
 from ..settings import Settings
@@ -21,7 +22,7 @@ SELF_SOURCE, CROSS_SOURCE = (0, 1, 2, 3, 4, 3), (0, 1, 2, 3, 4, 4)  # of the row
 def gathered(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None) -> Tensor:
     """Plain SDPA on all rows; the edit's queries and keys are overwritten by those it takes."""
     if source is not None:
-        q, k = q[list(source)], k[list(source)]
+        q, k = gather_rows(q, source), gather_rows(k, source)
     return F.scaled_dot_product_attention(q, k, v)
 
 

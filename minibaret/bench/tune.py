@@ -30,7 +30,7 @@ from .common import (
 )
 from .diffusers_unet import DiffusersUNet, import_diffusers
 from .null_text import tune_null
-from .unet import TEXT, build_unet, count_parameters, is_large, latents_side
+from .unet import TEXT, build_unet, count_parameters, is_slow, latents_side
 
 SHIPPED = "minibaret"
 BOTH, ONE, MAPS = "diffusers, both rows", "diffusers, one row", "diffusers, one row, maps"
@@ -54,7 +54,7 @@ def bench(options: argparse.Namespace) -> None:
     unet, config = build_unet(options)
     side = latents_side(options, config)
     ways = [SHIPPED, *(way for name, way in AGAINST.items() if name in options.against)]
-    rounds = options.rounds or (2 if is_large(unet) else 15)
+    rounds = options.rounds or (2 if is_slow(unet) else 15)
     facts = card(
         options,
         ("diffusers",),

@@ -15,7 +15,7 @@ from PIL import Image
 from ..editor import Editor
 from ..errors import InputError
 from ..evaluation import means
-from ..files import write_text_whole
+from ..files import check_place, write_text_whole
 from ..images import write_image
 from ..progress import Count, nobody
 from ..settings import Settings
@@ -95,9 +95,11 @@ def sweep(
     """Scores each of the changes on the first `count` sweep scenes; returns this sweep's lines.
 
     The lines go to sweep.json in `weights` at the end, and sweep.png there shows all that are of these weights. Lines
-    that the file has already are not measured again; of the others, no edit that is in `kept`.
+    that the file has already are not measured again; of the others, no edit that is in `kept`. Raises InputError where
+    the folder cannot be written to.
     """
     path = weights / "sweep.json"
+    check_place(path, force=True)
     settings = [editor.settings(**KIND_SETTINGS[kind] | changes) for changes in tried]
     of = {"weights": kept.fingerprint, "kind": kind, "scenes": count}
     keys = [{**of, "settings": _plain(chosen)} for chosen in settings]

@@ -4,11 +4,12 @@ A map is a row's queries and keys, so these are what is shared: within a batch, 
 the rows of a step run one after another.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from ..kernels.rows import gather_rows
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,3 @@ class Share:
         if self.keep:
             self.carry[site] = gather_rows(q, self.keep), gather_rows(k, self.keep)
         return q, k
-
-
-def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """x[rows], as a view where the rows are a run."""
-    first = rows[0] if rows else 0
-    run = tuple(rows) == tuple(range(first, first + len(rows)))
-    return x[first : first + len(rows)] if run else gather_rows(x, rows)
-
-
-def gather_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """x[rows] as a copy, made without the index tensor that a GPU would be waited for to get."""
-    return torch.cat([x[row : row + 1] for row in rows])

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels import attention
+from ..kernels.rows import take_rows
 from .configs import UNetConfig
-from .injection import NO_INJECTION, Injection, Share, take_rows
+from .injection import NO_INJECTION, Injection, Share
 from .layers import Downsample, ResnetBlock, Upsample
 from .recorder import MapRecorder
 
