@@ -7,6 +7,7 @@ two OpenMP threads that share a small step wait for each other longer than they 
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ KEEP_MEMORY = {
 }
 
 
-class Stage:
+class Stage(ABC):
     """One thing to train: `modules`, a `loss` a batch, sample pictures and what is shipped in the end."""
 
     name: str
@@ -39,22 +40,22 @@ class Stage:
     parts: tuple[str, ...] = ()  # files that `export` writes and `read` reads, without .safetensors
     modules: nn.ModuleDict
 
+    @abstractmethod
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss to minimise over `batch` pictures drawn with the generator, and figures for the log."""
-        raise NotImplementedError
 
+    @abstractmethod
     def samples(self, path: Path) -> None:
         """Draws what the averaged modules do by now."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def read(weights: Path) -> nn.ModuleDict:
         """`modules`, as `export` wrote them there. Raises InputError where they are something else."""
-        raise NotImplementedError
 
+    @abstractmethod
     def export(self, weights: Path) -> None:
         """Writes the averaged modules to the weights folder."""
-        raise NotImplementedError
 
 
 @dataclass
