@@ -3,7 +3,7 @@
 python bench.py attention   injected attention against plain, site by site (--model miniature: in seconds)
 python bench.py unet        one forward with and without injection (--weights sd15-random)
 python bench.py edit        the edit stage against the naive six rows, with plain attention and with stored maps
-python bench.py tune        an inner iteration of target-text inversion against published null-text inversion
+python bench.py tune        an inner iteration of target-text inversion against null-text inversion, three ways
 python bench.py forward     one forward against diffusers on the same weights
 python bench.py memory      peak memory of a whole edit, without a limit and with (--weights sd15-random --limit 4G)
 python bench.py load        time and peak memory of loading Stable Diffusion 1.5, against diffusers
@@ -34,7 +34,7 @@ def main() -> int:
     add_network(command, rounds=1)
     command.add_argument("--steps", type=int, help="default 50, or 3, one of each kind, for a network of SD1.5's size")
     add_profile(command)
-    command = add_measurement(commands, "tune", "an inner iteration of inversion against published null-text inversion")
+    command = add_measurement(commands, "tune", "an inner iteration of inversion against null-text inversion")
     add_network(command, rounds=None)
     names = ("both", "one", "maps")
     command.add_argument("--against", nargs="+", choices=names, default=names, help="diffusers' ways, default all")

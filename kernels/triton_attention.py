@@ -80,8 +80,8 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     if q.shape[-1] % CHUNK or q.shape[-1] > MAX_FEATURES:
         return f"it takes head dimensions that are multiples of 8 up to {MAX_FEATURES}, got {q.shape[-1]}"
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.numel() >= 2**31:
-            return f"it takes tensors of less than 2**31 elements, {name} has {x.numel()}"
+        if _span(x) >= 2**31:
+            return f"it takes tensors that span less than 2**31 elements of memory, {name} spans {_span(x)}"
         if x.stride(-1) != 1 or any(stride % CHUNK for stride in x.stride()[:-1]):
             return (
                 f"it copies 16 bytes at a time: features must be adjacent and the other strides multiples of {CHUNK}, "
@@ -92,6 +92,11 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
                 f"it copies 16 bytes at a time: {name} must begin at one, its offset is {x.storage_offset()} elements"
             )
     return None
+
+
+def _span(x: Tensor) -> int:
+    """Elements of memory from the tensor's first to its last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = None) -> Tensor:

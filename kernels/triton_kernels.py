@@ -40,7 +40,7 @@ def forward(
     V += (first * v_row + head * v_head) * CHUNK
     OUT += (first * o_row + head * o_head) * CHUNK
     LSE += head * N
-    v_gap = ((second - first) * v_row * CHUNK).to(tl.int32)  # triton_attention refuses tensors of 2³¹ elements
+    v_gap = ((second - first) * v_row * CHUNK).to(tl.int32)  # triton_attention refuses tensors that span 2³¹
     o_gap = ((second - first) * o_row * CHUNK).to(tl.int32)
     if second >= 0:
         _attend(Q, K, V, OUT, LSE, queries, first, second, q_token, k_token, v_token, v_gap, o_token, o_gap,

@@ -10,8 +10,19 @@ from .editor import Editor
 from .errors import InputError
 from .inversion_file import Inversion, load_inversion
 from .loading import load
+from .maps import MapRequest
 from .memory import Savings
 from .result import Result
 from .settings import Settings
 
-__all__ = ["Editor", "InputError", "Inversion", "Result", "Savings", "Settings", "load", "load_inversion"]
+__all__ = [
+    "Editor",
+    "InputError",
+    "Inversion",
+    "MapRequest",
+    "Result",
+    "Savings",
+    "Settings",
+    "load",
+    "load_inversion",
+]

@@ -18,6 +18,7 @@ PROG = "minibaret"
 # The same names as in miniature/world/tasks.py and distortions.py, which are not imported for a --help.
 KINDS = ("posture", "colour", "ground", "animal", "addition")
 DISTORTIONS = ("jpeg", "400x300", "1024x768", "shift", "noise", "tint")
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "enough memory")  # how PyTorch says it, by device and system
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{PROG}: files that can be read and written were wanted, but {what}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # how PyTorch says it, on every device
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         wanted = "more memory was wanted than there is; --memory LIMIT says what an edit can do with less"
         print(f"{PROG}: {wanted}", file=sys.stderr)
@@ -161,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("edit", help="edit one picture", description="Edit one picture towards a text.")
     _add_picture(command, "edited.png")
-    _add_inversion_file(command, "what `minibaret invert` wrote for this picture and text: only the edit stage runs")
+    _add_inversion_file(command, "what `minibaret invert` wrote for this picture; what it holds is not done again")
     command.add_argument("--sheet", type=Path, help="also write input, reconstruction, transition, edit side by side")
     command.add_argument("--json", action="store_true", help="print the summary as one JSON line last")
     _add_model(command)
@@ -187,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Draw the cross-attention of words in reconstruction, transition and edit (the paper's Figure 3).",
     )
     _add_picture(command, "maps.png")
-    _add_inversion_file(command, "what `minibaret invert` wrote for this picture and text: only the edit stage runs")
+    _add_inversion_file(command, "what `minibaret invert` wrote for this picture; what it holds is not done again")
     command.add_argument("--words", nargs="+", metavar="WORD", help="words of the text; all of them if not given")
     command.add_argument("--at-step", type=int, metavar="STEP", help="from 0; the mean of all steps if not given")
     command.add_argument(

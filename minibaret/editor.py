@@ -32,16 +32,16 @@ class Editor:
         model: Model | OnDemandModel,
         savings: Savings = NO_SAVINGS,
         memory_limit: int | None = None,
-        dtype: torch.dtype | None = None,
+        dtype_is_fixed: bool = False,
     ):
         """savings: of memory, on_demand and unet_dtype only with an OnDemandModel. memory_limit: bytes, with an
-        OnDemandModel: every edit adds the savings that it needs; the UNet's dtype is among them unless `dtype` fixes
-        it."""
+        OnDemandModel: every edit adds the savings that it needs; the UNet's dtype is among them unless
+        `dtype_is_fixed`."""
         self.model = model
         self.config = model.config
         self.device = model.device
         self.savings = self._asked = savings
-        self.memory_limit, self._fixed_dtype = memory_limit, dtype
+        self.memory_limit, self._dtype_is_fixed = memory_limit, dtype_is_fixed
 
     def settings(self, **changes) -> Settings:
         """The paper's defaults, over them the model's own, over them the changes."""
@@ -200,9 +200,15 @@ class Editor:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image.Image:
+        """Scaled latents (1, 4, h, w) → RGB picture, 8 times as large. Raises InputError where numbers overflow, as a
+        network's may in float16."""
         vae = self._turn("vae")
         decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
-        return to_image(decode(latents.to(vae.quant_conv.weight.dtype)))
+        pixels = decode(latents.to(vae.quant_conv.weight.dtype))
+        if not pixels.isfinite().all():
+            kind = str(pixels.dtype).removeprefix("torch.")
+            raise InputError(f"a picture was wanted, but its numbers overflow in {kind}: try another dtype")
+        return to_image(pixels)
 
     def _tokens(self, text: str, empty: bool = False) -> list[int]:
         if not text.strip() and not empty:
@@ -236,7 +242,7 @@ class Editor:
             device=self.device,
         )
         if self.memory_limit is not None:
-            asked, free = self._asked, self._fixed_dtype is None
+            asked, free = self._asked, not self._dtype_is_fixed
             if inversion and free and not asked.unet_dtype:
                 # An inversion belongs to one dtype of the UNet; of others than the model's a plan knows only bfloat16.
                 half = inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32

@@ -29,14 +29,13 @@ def evaluate(
     kind: str,
     count: int,
     watch: Count = nobody,
-    seeds: Sequence[int] = MEASURED_SEEDS,
     distortion: str | None = None,
     sheet: bool = True,
 ) -> tuple[dict[str, float], Image.Image | None]:
-    """Means of `score` over `count` edits of one kind, and if wanted a sheet of the first twelve in seed order, for
-    which their transition is carried to the end."""
+    """Means of `score` over one kind of edit of the first `count` measured scenes, and if wanted a sheet of the first
+    twelve in seed order, for which their transition is carried to the end."""
     scores, rows = [], []
-    for index, seed in enumerate(seeds[:count]):
+    for index, seed in enumerate(MEASURED_SEEDS[:count]):
         pictures = ("transition",) if sheet and index < SHEET_ROWS else ()
         scored, row = score(editor, settings, task_of(kind, seed), distortion, pictures)
         scores.append(scored)

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import json
 import os
 import secrets
 from collections.abc import Callable
@@ -33,6 +34,14 @@ def write_whole(path: Path, write: Callable[[str], object]) -> None:
     except BaseException:
         os.unlink(unfinished)
         raise
+
+
+def read_json(path: Path) -> object:
+    """What is in a JSON file. Raises InputError where it is something else."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{path} is damaged: JSON was wanted there") from None
 
 
 def write_text_whole(path: Path, text: str) -> None:

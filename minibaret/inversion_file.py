@@ -123,9 +123,11 @@ def load_inversion(path: str | Path) -> Inversion:
         whole = False
     if not whole:
         raise InputError(f"{path} is damaged: what it holds is not what was written")
-    return Inversion(
-        Origin.from_json(metadata["origin"]), _each(tensors["trajectory"]), _tuned_steps(tensors), name=str(path)
-    )
+    try:
+        origin = Origin.from_json(metadata["origin"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(f"{path} was written by another minibaret, which keeps other facts of an inversion") from None
+    return Inversion(origin, _each(tensors["trajectory"]), _tuned_steps(tensors), name=str(path))
 
 
 def _tuned_steps(tensors: dict[str, Tensor]) -> tuple[TunedStep, ...]:

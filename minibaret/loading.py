@@ -52,7 +52,7 @@ def load(
     model = read(Path(weights or MINIATURE_FOLDER), place, kind, variant, vocabulary)
     if compile:
         model.unet.compile(dynamic=False)
-    return Editor(model, savings, limit, kind if fixed else None)
+    return Editor(model, savings, limit, dtype_is_fixed=fixed)
 
 
 def _place(device: str) -> torch.device:

@@ -7,6 +7,7 @@ allocates there. `python bench.py memory` puts it beside what the operating syst
 import contextlib
 import ctypes
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -127,8 +128,8 @@ def plan(limit: int, work: Work, asked: Savings, dtype_is_free: bool) -> Savings
     least = min(choices, key=lambda savings: estimate(work, savings))
     width, height = work.size
     raise InputError(
-        f"a memory limit of {shown(limit)} cannot be kept: this edit at {width}×{height} needs "
-        f"{shown(estimate(work, least), up=True)} at least (with {least})"
+        f"a memory limit of {in_words(limit)} cannot be kept: this edit at {width}×{height} needs "
+        f"{in_words(estimate(work, least), up=True)} at least (with {least})"
     )
 
 
@@ -143,12 +144,11 @@ def _choices(asked: Savings, half: bool) -> Iterator[Savings]:
         yield Savings(on_demand, tiled_vae, checkpointing, dtype, max_rows)
 
 
-def shown(size: int, up: bool = False) -> str:
-    """Bytes as 4.0G or 900M; up: a limit that is copied from here must be enough."""
-    unit, letter = (10**9, "G") if size >= 10**9 else (10**6, "M")
-    tenths = size * 10 / unit if unit == 10**9 else size // unit * 10
-    tenths = -int(-tenths // 1) if up else round(tenths)
-    return f"{tenths / 10:g}{letter}"
+def in_words(size: int, up: bool = False) -> str:
+    """Bytes as 4.1G or 900M; up: a limit that is copied from here must be enough."""
+    unit, letter, parts = (10**9, "G", 10) if size >= 10**9 else (10**6, "M", 1)
+    count = math.ceil(size * parts / unit) if up else round(size * parts / unit)
+    return f"{count / parts:g}{letter}"
 
 
 def trim() -> None:

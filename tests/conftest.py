@@ -22,6 +22,14 @@ def same_random_numbers():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def gpu_only_where_it_is_tested(request, monkeypatch):
+    """So that the other tests ask for the same on every machine; their processes see none either."""
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture
 def one_thread():
     """With two, the sums of a gradient may differ in their last bits from run to run."""
@@ -40,7 +48,7 @@ def unet() -> UNet:
 @pytest.fixture(scope="session")
 def editor() -> minibaret.Editor:
     """The miniature that ships."""
-    return minibaret.load()
+    return minibaret.load(device="cpu")
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from minibaret.kernels import attention, attention_maps, reference, triton_atten
 TABLES = [(0, 1), (0, 0), (0, 1, 0), (1, 0, 1, 1), (1,), (2, 2, 2, 0, 0, 1)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 SHAPES = list(itertools.product([40, 80, 160, 24], [64, 77, 100, 130], ["text", "self"]))
-CASES = [(*shape, DTYPES[i % 3], TABLES[i % len(TABLES)]) for i, shape in enumerate(SHAPES)]
+SHAPES += itertools.product([32, 64, 96], [16, 64, 77], ["text", "self"])  # the miniature's widths
+CASES = [(*shape, DTYPES[i % 3], TABLES[i % len(TABLES)], 1 + i % 2) for i, shape in enumerate(SHAPES)]
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +35,12 @@ def error(out, exact):
     return (out.double() - exact).abs().max().item()
 
 
-@pytest.mark.parametrize(("features", "tokens", "kind", "dtype", "source"), CASES)
-def test_the_kernel_errs_at_most_twice_as_much_as_pytorch(features, tokens, kind, dtype, source):
+@pytest.mark.parametrize(("features", "tokens", "kind", "dtype", "source", "heads"), CASES)
+def test_the_kernel_errs_at_most_twice_as_much_as_pytorch(features, tokens, kind, dtype, source, heads):
     keys = 77 if kind == "text" else tokens
-    q, k, v = tensors(features, tokens, keys, dtype, source)
-    out = torch.full((len(source), tokens, 1, features), float("nan"), dtype=dtype)
-    lse = torch.full((len(source), 1, tokens), float("nan"))
+    q, k, v = tensors(features, tokens, keys, dtype, source, heads)
+    out = torch.full((len(source), tokens, heads, features), float("nan"), dtype=dtype)
+    lse = torch.full((len(source), heads, tokens), float("nan"))
     triton_attention.launch(q, k, v, source, out, lse)
     exact = reference.attention(q.double(), k.double(), v.double(), source)
     assert error(out, exact) <= 2 * error(reference.attention(q, k, v, source), exact)
@@ -50,10 +51,11 @@ def test_the_kernel_errs_at_most_twice_as_much_as_pytorch(features, tokens, kind
 @pytest.mark.parametrize(("features", "dtype"), [(40, torch.float16), (80, torch.bfloat16), (160, torch.float32)])
 def test_shared_is_unshared_bit_for_bit(features, dtype):
     source = (2, 0, 2, 2, 0, 1)
-    q, k, v = tensors(features, 77, 77, dtype, source)
-    shared = triton_attention.attention(q, k, v, source)
+    q, k, v = tensors(features, 77, 77, dtype, source, heads=2)
+    shared, sums = triton_attention.attention_and_lse(q, k, v, source)
     rows = list(source)
-    assert torch.equal(shared, triton_attention.attention(q[rows], k[rows], v))
+    unshared, sums_unshared = triton_attention.attention_and_lse(q[rows], k[rows], v)
+    assert torch.equal(shared, unshared) and torch.equal(sums, sums_unshared)
     assert torch.equal(shared, triton_attention.attention(q, k, v, source))
 
 
@@ -111,6 +113,7 @@ def test_automatic_is_pytorch_where_there_is_no_gpu():
         (lambda x: x.repeat(1, 1, 1, 2)[..., 1:9], "its offset is 1 elements"),
         (lambda x: x.repeat(1, 1, 1, 2)[..., ::2], "features must be adjacent"),
         (lambda x: x.clone().requires_grad_(), "it has no backward pass"),
+        (lambda x: torch.empty_strided(x.shape, (2**33, 2**30, 24, 1), dtype=x.dtype, device="meta"), "span less than 2\\*\\*31"),
     ],
 )
 def test_what_the_kernel_cannot_take_is_said(change, said):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minibaret.kernels import attention, attention_maps
+from minibaret.kernels import attention, attention_maps, torch_sdpa
 
 EVERYWHERE = ("reference", "torch")  # the Triton kernel has tests of its own
 
@@ -30,6 +30,17 @@ def test_every_implementation_is_the_definition(implementation, source, keys):
     out = attention(q, k, v, source, implementation)
     assert out.shape == (rows, 20, 3, 24)
     assert torch.allclose(out.double(), definition(q, k, v, source), atol=2e-6)
+
+
+@pytest.mark.parametrize("source", [(0, 1, 2, 3, 0, 2), (3, 3, 3, 1, 0, 2)])
+@pytest.mark.parametrize(("long", "part"), [(1, 2**20), (2048, 1)], ids=["a head at a time", "in parts of the map"])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_rows_that_share_long_sequences_on_a_cpu(source, long, part, dtype, within, monkeypatch):
+    monkeypatch.setattr(torch_sdpa, "LONG", long)
+    monkeypatch.setattr(torch_sdpa, "MAP_PART", part)
+    q, k, v = (torch.randn(rows, tokens, 3, 24, dtype=dtype) for rows, tokens in ((4, 50), (4, 37), (6, 37)))
+    out = attention(q, k, v, source, "torch")
+    assert out.dtype == dtype and torch.allclose(out.double(), definition(q, k, v, source), atol=within)
 
 
 @pytest.mark.parametrize("implementation", EVERYWHERE)

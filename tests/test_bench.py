@@ -13,8 +13,8 @@ import torch
 from minibaret import balanced_attention as bam
 from minibaret import baret
 from minibaret.bench import naive, random_weights
+from minibaret.bench.roofline import GPUS, Shape, work
 from minibaret.inversion import TunedStep, guide, predict
-from minibaret.kernels.roofline import GPUS, Shape, work
 from minibaret.schedule import Schedule
 from minibaret.settings import Settings
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import minibaret
@@ -125,7 +126,14 @@ def test_what_the_system_refuses_is_one_sentence_too(monkeypatch, capsys, where)
     assert said.endswith(f"but {f'{where}: ' if where else ''}No space left on device")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
 def test_too_little_memory_is_one_sentence(dog, tmp_path, capsys, monkeypatch, error):
     def fail(*_, **__):
         raise error
@@ -133,6 +141,15 @@ def test_too_little_memory_is_one_sentence(dog, tmp_path, capsys, monkeypatch, e
     monkeypatch.setattr(minibaret.Editor, "edit", fail)
     said = refused(capsys, "edit", dog, "a dog sitting", "-o", tmp_path / "edited.png")
     assert "more memory was wanted than there is; --memory LIMIT" in said
+
+
+def test_another_fault_of_the_device_is_not_taken_for_it(dog, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(minibaret.Editor, "edit", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        main(["edit", str(dog), "a dog sitting", "-o", str(tmp_path / "edited.png")])
 
 
 def test_maps_draws_where_words_are_looked_at(tmp_path, dog, capsys):

@@ -207,16 +207,6 @@ def test_no_graph_outside_the_inner_loop(unet):
     assert graphs == [False, True] * 4  # near enough: no second evaluation
 
 
-def test_weights_that_nobody_froze_get_no_gradient(unet):
-    unet.requires_grad_(True)
-    target, null = texts()
-    start = torch.randn(1, 4, 8, 8)
-    trajectory = [start, *ddim_invert(unet, start, target, Schedule(4))]
-    tuned = list(tune_text(unet, trajectory, target, null, Schedule(4), SHORT))
-    assert all(step.embedding.ne(target).any() for step in tuned)
-    assert all(weight.grad is None for weight in unet.parameters())
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_tunes_the_same_text(unet, dtype):
     """With the paper's learning rate, whose steps are lost where the embedding itself is of half precision, and a loss

@@ -28,6 +28,11 @@ def test_a_text_that_is_not_unicode(editor):
         editor.embed("a dog \udcff")
 
 
+def test_a_picture_whose_numbers_overflow_is_refused(editor):
+    with pytest.raises(minibaret.InputError, match="its numbers overflow in float32: try another dtype"):
+        editor.decode(torch.full((1, 4, 4, 4), float("nan")))
+
+
 @pytest.mark.parametrize("pictures", [("trasition",), "transition"])
 def test_pictures_that_there_are_not(editor, pictures):
     said = "pictures must be a tuple with names of reconstruction, transition, edit, got .*sition"

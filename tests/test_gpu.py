@@ -29,7 +29,8 @@ def tensors(tokens, keys, features, dtype, source):
 @pytest.mark.parametrize(
     ("tokens", "keys", "features"),
     [(4096, 4096, 40), (4096, 77, 40), (1024, 1024, 80), (1024, 77, 80), (256, 256, 160), (64, 64, 160), (64, 77, 160),
-     (130, 130, 40), (1296, 1296, 80), (77, 100, 24), (100, 100, 152)],
+     (130, 130, 40), (1296, 1296, 80), (77, 100, 24), (100, 100, 152),
+     (256, 256, 32), (256, 77, 32), (64, 64, 64), (64, 77, 64), (16, 16, 96), (16, 77, 96)],
 )  # fmt: skip
 def test_the_kernel_errs_at_most_twice_as_much_as_pytorch(tokens, keys, features, dtype, source):
     q, k, v = tensors(tokens, keys, features, dtype, source)

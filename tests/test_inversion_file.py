@@ -181,6 +181,16 @@ def test_damaged_files_are_refused_and_left_alone(tmp_path, small, picture):
     save_file({"a": torch.zeros(3)}, path, {"format": "minibaret inversion", "version": "2"})
     with pytest.raises(minibaret.InputError, match="has version 2 of the format; this minibaret reads 1"):
         load_inversion(path)
+    tensors, strange = {"trajectory": torch.zeros(1, 1, 4, 2, 2)}, json.dumps({"picture": "ab", "colour": "red"})
+    facts = {
+        "format": "minibaret inversion",
+        "version": "1",
+        "origin": strange,
+        "sha256": inversion_file._digest(strange, tensors),
+    }
+    save_file(tensors, path, facts)
+    with pytest.raises(minibaret.InputError, match="was written by another minibaret"):
+        load_inversion(path)
     index = tmp_path / "dog.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": path.name}}))
     with pytest.raises(minibaret.InputError, match=r"index\.json is not a safetensors file"):

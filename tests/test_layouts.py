@@ -25,7 +25,7 @@ from minibaret.models.text_encoder import TextEncoder
 from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE
 from minibaret.weights import Model, inspect, load_model
-from minibaret.weights.files import open_tensors
+from minibaret.weights.files import StoredTensor, open_tensors
 
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -155,6 +155,21 @@ def test_a_header_of_odd_length_loads(tmp_path, weights):
         header = data[8:end].rstrip() + b" " * spaces
         path.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
         assert same(load_model(path, sizes=TINY), weights)
+
+
+def test_pages_of_tensors_that_were_copied_are_handed_back(tmp_path, monkeypatch):
+    path, released = tmp_path / "odd.safetensors", []
+    save_file({"a": torch.arange(5.0), "b": torch.arange(4).to(torch.float16)}, path)
+    monkeypatch.setattr(StoredTensor, "release", lambda tensor: released.append(tensor.key))
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    for spaces in (0, 1):
+        header = data[8:end] + b" " * spaces
+        path.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+        stored = open_tensors(path)
+        assert torch.equal(stored["a"].read(), torch.arange(5.0))
+        assert stored["b"].read(dtype=torch.float32).tolist() == [0, 1, 2, 3]
+        assert released == (["b"] if not spaces else ["b", "a", "b"])
 
 
 def test_loading_draws_no_random_numbers(tmp_path, weights):

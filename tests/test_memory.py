@@ -1,6 +1,7 @@
 """Less memory, the same edit."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,11 @@ from minibaret.bench.common import peak_bytes
 from minibaret.cli import main
 from minibaret.images import to_pixels
 from minibaret.inversion import ddim_invert, predict, tune_text
-from minibaret.memory import Work, estimate, parse_limit, peak_memory, plan, shown
+from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan
 from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import Scene
 from minibaret.models import tiled_vae
-from minibaret.models.configs import SD15, VAEConfig
+from minibaret.models.configs import MINIATURE, SD15, VAEConfig
 from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE
 from minibaret.schedule import Schedule
@@ -252,6 +253,17 @@ def test_nonsense_is_no_limit(text):
 WORK = Work(SD15, NUMBERS, (512, 512), 5, True, torch.float32, CPU)
 
 
+@pytest.mark.parametrize("config", [SD15, MINIATURE])
+def test_the_limit_that_a_refusal_names_is_enough(config):
+    work = dataclasses.replace(WORK, config=config, size=(config.image_size, config.image_size))
+    if config is MINIATURE:
+        work = dataclasses.replace(work, parameters=OnDemandModel(MINIATURE_FOLDER).parameter_counts())
+    with pytest.raises(InputError) as refusal:
+        plan(10**8, work, Savings(), True)
+    named = re.search(r"needs (\S+) at least", str(refusal.value))[1]
+    assert estimate(work, plan(parse_limit(named), work, Savings(), True)) <= parse_limit(named)
+
+
 def test_the_plan_takes_what_is_needed_and_nothing_else():
     assert plan(10**11, WORK, Savings(), True) == Savings()
     previous = 10**11
@@ -259,7 +271,7 @@ def test_the_plan_takes_what_is_needed_and_nothing_else():
         try:
             savings = plan(previous - 1, WORK, Savings(), True)
         except InputError as error:
-            assert f"needs {shown(previous, up=True)} at least" in str(error)
+            assert f"needs {in_words(previous, up=True)} at least" in str(error)
             break
         assert estimate(WORK, savings) < previous
         previous = estimate(WORK, savings)

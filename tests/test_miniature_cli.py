@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,23 @@ def test_what_is_wrong_is_one_sentence(arguments, said, monkeypatch, capsys, tmp
     assert run(monkeypatch, *arguments) == 2
     error = capsys.readouterr().err
     assert said in error.splitlines()[-1] and "Traceback" not in error
+
+
+def test_a_worker_that_is_killed_is_said(monkeypatch, capsys):
+    def broken(_):
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(command, "_measure", broken)
+    assert run(monkeypatch, "measure") == 2
+    assert "a worker process was ended, as it is where memory runs out; with --keep FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sweep", "curves"])
+def test_what_is_kept_and_damaged_is_said(name, hasty, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (hasty / f"{name}.json").write_text('[{"weights": ')
+    assert run(monkeypatch, name, "--weights", hasty) == 2
+    assert f"{name}.json is damaged: JSON was wanted there" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):

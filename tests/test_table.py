@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from minibaret.errors import InputError
 from minibaret.miniature import curves, edits, sweep, table
 from minibaret.miniature.charts import FINE, plain, scatter, ticks
-from minibaret.miniature.edits import Edit, Kept, in_workers, score_edits
+from minibaret.miniature.edits import Edit, Kept, score_edits
 from minibaret.miniature.table import Row, as_json, as_text, edit_rows
+from minibaret.miniature.workers import in_workers
 from minibaret.miniature.world import tasks
 from minibaret.miniature.world.distortions import DISTORTIONS
 from minibaret.miniature.world.fingerprint import fingerprint
@@ -107,6 +109,16 @@ def test_a_file_that_keeps_something_else_is_left_alone(tmp_path):
         assert path.read_text() == notes
 
 
+@pytest.mark.parametrize("length", [1, 4, len(edits.LINE), 30])
+def test_a_last_line_that_was_cut_short_is_dropped(length, tmp_path, made):
+    path = tmp_path / "kept.jsonl"
+    score_edits([Edit("posture", 0, Settings()), Edit("posture", 1, Settings())], tmp_path, Kept(path, "w"), 1)
+    whole = path.read_bytes()
+    second = whole.index(b"\n") + 1
+    path.write_bytes(whole[: second + length])
+    assert len(Kept(path, "w").results) == 1 and path.read_bytes() == whole[:second]
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -156,7 +168,9 @@ def threads(number: int) -> tuple[int, int]:
 
 
 def test_workers_have_one_thread_and_answer_in_order():
+    before = dict(os.environ)
     assert list(in_workers(threads, [(5,), (3,), (4,)], workers=2)) == [(5, 1), (3, 1), (4, 1)]
+    assert dict(os.environ) == before
 
 
 def test_the_table_of_edits_has_every_kind_and_every_distortion(tmp_path, made):

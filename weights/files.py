@@ -46,14 +46,13 @@ class StoredTensor:
     def read(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
         """The tensor on a device, in `dtype` (its own if None): the mapped pages themselves where nothing changes.
 
-        After a conversion the pages are handed back, so that a file is never in memory beside its converted tensors.
+        After a conversion or a copy the pages are handed back, so that a file is never in memory beside its tensors.
         """
         count = math.prod(self.shape)
-        stored = torch.frombuffer(self.pages, dtype=self.dtype, count=count, offset=self.begin).view(self.shape)
-        if stored.data_ptr() % stored.element_size():  # headers of odd length leave tensors unaligned
-            stored = stored.clone()
-        tensor = stored.to(device).to(dtype or self.dtype)
-        if tensor.data_ptr() != stored.data_ptr():
+        mapped = torch.frombuffer(self.pages, dtype=self.dtype, count=count, offset=self.begin).view(self.shape)
+        unaligned = mapped.data_ptr() % mapped.element_size()  # where the header has an odd length
+        tensor = (mapped.clone() if unaligned else mapped).to(device).to(dtype or self.dtype)
+        if tensor.data_ptr() != mapped.data_ptr():
             self.release()
         return tensor
 
@@ -103,6 +102,8 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
         header = json.loads(pages[8:header_end])
         header.pop("__metadata__", None)
         tensors = {name: _stored(path, name, entry, header_end, pages) for name, entry in header.items()}
+    except InputError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not a safetensors file: its header does not parse ({error!r})") from None
     _check_places(path, tensors, header_end, size)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -100,9 +99,9 @@ def save_config(config: ModelConfig, folder: Path) -> None:
     write_text_whole(folder / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def save_part(module: nn.Module, path: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Writes a network's tensors, all in `dtype`, whole or not at all."""
-    state = {name: value.to(dtype).contiguous() for name, value in module.state_dict().items()}
+def save_part(module: nn.Module, path: Path) -> None:
+    """Writes a network's tensors, all in float16, whole or not at all."""
+    state = {name: value.half().contiguous() for name, value in module.state_dict().items()}
     write_whole(path, lambda unfinished: save_file(state, unfinished))
 
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels import attention
-from ..kernels.roofline import GPUS, Shape, work
 from ..kernels.rows import gather_rows
 from ..models.configs import MINIATURE, SD15, ModelConfig
 from . import naive
 from .common import card, finish, in_turns, peak_bytes, ratio, spread, trace
+from .roofline import GPUS, Shape, work
+from .unet import TEXT
 
 SOURCES = {  # by rows: who takes whose map, as in BARET's batches
     2: (0, 0),  # the edit takes the reconstruction's
@@ -21,7 +22,6 @@ SOURCES = {  # by rows: who takes whose map, as in BARET's batches
     6: (0, 1, 2, 3, 4, 1),  # all three processes, without and with text
 }
 WAYS = ("plain", "materialised", "gathered", "concatenated", "injected")
-TEXT = 77  # tokens
 
 
 def sites(model: ModelConfig) -> dict[str, tuple[int, int, int]]:

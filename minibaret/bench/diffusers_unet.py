@@ -33,7 +33,8 @@ class DiffusersUNet(nn.Module):
         self.network.requires_grad_(trainable).eval()
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        return self.network(latents, timestep, encoder_hidden_states=context).sample
+        dtype = self.network.dtype
+        return self.network(latents.to(dtype), timestep, encoder_hidden_states=context.to(dtype)).sample
 
     def materialise(self, maps: bool) -> None:
         """Whether attention maps are written to memory, as diffusers did before PyTorch had SDPA, and as published

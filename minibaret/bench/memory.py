@@ -52,7 +52,8 @@ def _edit(weights: str, limit: str | None, options: argparse.Namespace, folder: 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise InputError(f"the edit failed: {done.stderr.strip().splitlines()[-1]}")
+        *_, said = ["", *done.stderr.splitlines()]
+        raise InputError(f"the edit failed: {said if said.startswith('minibaret') else f'exit code {done.returncode}'}")
     return {"limit": limit and parse_limit(limit), **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -62,4 +63,6 @@ def _write(folder: Path) -> None:
         "import sys; from pathlib import Path; from minibaret.bench.random_weights import write_folder; "
         "write_folder(Path(sys.argv[1]))"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder.resolve())], check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code, str(folder.resolve())], cwd=Path(__file__).parents[2])
+    if done.returncode:
+        raise InputError(f"the random weights could not be written to {folder}: exit code {done.returncode}")

@@ -11,6 +11,7 @@ import argparse
 import json
 import signal
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from ..errors import InputError
@@ -79,6 +80,8 @@ def main() -> None:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except BrokenProcessPool:
+        parser.error(f"a worker process was ended, as it is where memory runs out; {options.left}")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: stopped; {options.left}\n")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..files import write_text_whole
+from ..files import read_json, write_text_whole
 from .charts import FINE, Axes, canvas
 from .training.stages import STAGES
 
@@ -32,7 +32,7 @@ def keep_curves(runs: Path | None, path: Path) -> Curves:
 
     Without a file or a log there are none.
     """
-    curves: Curves = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    curves: Curves = read_json(path) if path.exists() else {}
     logs = {stage: runs / f"{stage}.jsonl" for stage in STAGES if runs and (runs / f"{stage}.jsonl").exists()}
     for stage, log in logs.items():
         for run, lines in read_runs(log).items():
@@ -78,7 +78,7 @@ def draw_curves(curves: Curves) -> Image.Image:
             hours = sum(run["seconds"][-1] for run in split) / 3600
             title = f"{stage}: {TITLES.get(figure, figure)} ({hours:.1f} hours)"
             box = (left + 70, top + 30, left + WIDTH - 20, top + HEIGHT - 55)
-            axes = Axes(draw, box, (0, starts[-1]), shown(values), title, "pictures")
+            axes = Axes(draw, box, (0, starts[-1]), range_of(values), title, "pictures")
             for start, run in zip(starts, split):
                 if start:
                     axes.upright(start)
@@ -88,6 +88,6 @@ def draw_curves(curves: Curves) -> Image.Image:
     return image.reduce(FINE)
 
 
-def shown(values: list[float]) -> tuple[float, float]:
+def range_of(values: list[float]) -> tuple[float, float]:
     """The range of sorted values worth showing: without the fiftieth at either end, where a run begins or jumps."""
     return values[len(values) // 50], values[-1 - len(values) // 50]

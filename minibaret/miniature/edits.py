@@ -1,21 +1,14 @@
-"""Scores many edits of drawn scenes: in worker processes of one thread each, and kept in a file as they are done.
-
-One thread a process, because two that share a small step wait for each other longer than they work.
-"""
+"""Scores many edits of drawn scenes: in worker processes, and kept in a file as they are done."""
 
 import dataclasses
 import json
-import multiprocessing as mp
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from ..editor import Editor
@@ -25,7 +18,7 @@ from ..loading import load
 from ..origin import INVERSION_SETTINGS
 from ..progress import Count, nobody
 from ..settings import Settings
-from .training.loop import KEEP_MEMORY
+from .workers import in_workers
 from .world.tasks import task_of
 
 LINE = b'{"of": '  # how each kept line begins
@@ -57,7 +50,7 @@ class Kept:
             try:
                 lines = [json.loads(line) for line in whole]
                 self.results = {json.dumps(line["of"]): line["result"] for line in lines}
-                ours = (rest + LINE)[: len(LINE)] == LINE
+                ours = rest.startswith(LINE) or not rest or (len(lines) > 0 and LINE.startswith(rest))
             except (ValueError, TypeError, KeyError):
                 ours = False
             if not ours:
@@ -112,21 +105,6 @@ def score_edits(
 def edit_pictures(edits: Sequence[Edit], weights: Path, workers: int) -> Iterator[list[Image.Image]]:
     """Input, reconstruction, transition, edit and right answer of every edit, in order."""
     return in_workers(_pictures, [(weights, edit) for edit in edits], workers)
-
-
-def in_workers(function: Callable, arguments: Sequence[tuple], workers: int) -> Iterator:
-    """The function's results in the arguments' order, made by processes of one thread each."""
-    os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")  # what the workers start with
-    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), _begin_work)
-    try:
-        yield from pool.map(function, *zip(*arguments)) if arguments else ()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_work() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word: its parent says it all
 
 
 def _inverted(edit: Edit) -> Edit:

@@ -15,7 +15,7 @@ from PIL import Image
 from ..editor import Editor
 from ..errors import InputError
 from ..evaluation import means
-from ..files import check_place, write_text_whole
+from ..files import check_place, read_json, write_text_whole
 from ..images import write_image
 from ..progress import Count, nobody
 from ..settings import Settings
@@ -170,7 +170,7 @@ def _name(key: dict) -> str:
 
 
 def _read(path: Path) -> list[dict]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return read_json(path) if path.exists() else []
 
 
 def _write(path: Path, lines: Iterable[dict]) -> None:

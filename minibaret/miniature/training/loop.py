@@ -5,7 +5,6 @@ two OpenMP threads that share a small step wait for each other longer than they 
 """
 
 import json
-import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,16 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import InputError
 from ...files import write_whole
+from ..workers import environment
 
 CHECKPOINT_EVERY = 180.0  # seconds
 GRID_EVERY = 900.0
 LOG_EVERY = 20  # steps
-# glibc hands large blocks back to the system at every free; keeping them makes a step about a quarter faster.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 
 
 class Stage(ABC):
@@ -105,12 +99,12 @@ def train(
     fresh. The workers share four bytes of memory for each parameter and worker.
     """
     check_run(stage, runs, hours, workers, resume, start)
-    os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")
     runs.mkdir(parents=True, exist_ok=True)
     spawn = mp.get_context("spawn")
     meeting = spawn.Barrier(workers), spawn.SimpleQueue()
     first = None if start is None else stage.read(start).state_dict()
-    mp.spawn(_work, (stage, arguments, hours, runs, weights, workers, first, meeting), nprocs=workers, daemon=True)
+    with environment():
+        mp.spawn(_work, (stage, arguments, hours, runs, weights, workers, first, meeting), nprocs=workers, daemon=True)
 
 
 def _work(rank: int, make_stage, arguments, hours, runs: Path, weights: Path, workers, first, meeting) -> None:
