@@ -1,4 +1,4 @@
-"""Rows of a batch by their numbers, without the index tensor that a GPU would be waited for to get."""
+"""Rows of a batch by their numbers, without an index tensor: copying one to a GPU makes the CPU wait."""
 
 from collections.abc import Sequence
 

@@ -23,33 +23,33 @@ def attention(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = No
     """See `minibaret.kernels.attention`."""
     if source is None:
         return _sdpa(q, k, v)
-    rows = _rows_by_source(source)
+    groups = _rows_by_source(source)
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if needs_gradient or q.device.type != "cpu":
-        return _side_by_side(q, k, v, rows)
+        return _side_by_side(q, k, v, groups)
     out = v.new_empty(len(v), *q.shape[1:])
-    alone = {sharing[0]: source for source, sharing in rows.items() if len(sharing) == 1}
+    alone = {rows[0]: index for index, rows in groups.items() if len(rows) == 1}  # row of v: its row of q and k
     if alone:
         sources = list(alone.values())
         moved = _sdpa(take_rows(q, sources), take_rows(k, sources), take_rows(v, list(alone)))
         for row, piece in zip(alone, moved):
             out[row] = piece
-    for source, sharing in rows.items():
-        if len(sharing) > 1:
-            share = _by_head if k.shape[1] >= LONG else _in_parts
-            share(q[source], k[source], [v[row] for row in sharing], [out[row] for row in sharing])
+    for index, rows in groups.items():
+        if len(rows) > 1:
+            attend = _by_head if k.shape[1] >= LONG else _in_parts
+            attend(q[index], k[index], [v[row] for row in rows], [out[row] for row in rows])
     return out
 
 
-def _side_by_side(q: Tensor, k: Tensor, v: Tensor, rows: dict[int, list[int]]) -> Tensor:
-    """One fused call for all sources that as many rows share."""
+def _side_by_side(q: Tensor, k: Tensor, v: Tensor, groups: dict[int, list[int]]) -> Tensor:
+    """One fused call for each size of group: for all sources that so many rows share."""
     pieces: dict[int, Tensor] = {}
-    for share in {len(sharing) for sharing in rows.values()}:
-        sources = [source for source, sharing in rows.items() if len(sharing) == share]
-        columns = list(zip(*(rows[source] for source in sources)))  # the first rows of each source, the second …
+    for size in {len(rows) for rows in groups.values()}:
+        sources = [index for index, rows in groups.items() if len(rows) == size]
+        columns = list(zip(*(groups[index] for index in sources)))  # the first rows of each source, the second …
         values = [take_rows(v, column) for column in columns]
-        out = _sdpa(take_rows(q, sources), take_rows(k, sources), torch.cat(values, dim=-1) if share > 1 else values[0])
-        for column, moved in zip(columns, out.chunk(share, dim=-1)):
+        out = _sdpa(take_rows(q, sources), take_rows(k, sources), torch.cat(values, dim=-1) if size > 1 else values[0])
+        for column, moved in zip(columns, out.chunk(size, dim=-1)):
             pieces |= zip(column, moved.split(1))
     return torch.cat([pieces[row] for row in range(len(v))])
 
@@ -82,6 +82,7 @@ def _in_parts(q: Tensor, k: Tensor, values: list[Tensor], out: list[Tensor]) -> 
 
 
 def _rows_by_source(source: Sequence[int]) -> dict[int, list[int]]:
+    """By row of q and k: the rows of v that take its map."""
     rows: dict[int, list[int]] = {}
     for row, index in enumerate(source):
         rows.setdefault(index, []).append(row)

@@ -22,8 +22,8 @@ CHUNK = 8  # elements copied at once, 16 bytes
 
 @dataclass(frozen=True)
 class Configuration:
-    block_m: int  # queries a program
-    block_n: int  # keys a step
+    block_queries: int  # queries per program
+    block_keys: int  # keys per turn of its loop
     warps: int
     stages: int
 
@@ -47,7 +47,7 @@ CONFIGURATIONS = {
     },
 }
 FEW = 128  # keys; cross-attention to a text has at most so many
-FEW_KEYS = {
+CROSS_CONFIGURATIONS = {  # the same for at most FEW keys
     80: {80: Configuration(64, 32, 4, 2), 160: Configuration(32, 32, 4, 2)},
     90: {160: Configuration(64, 32, 4, 2)},
 }
@@ -58,7 +58,7 @@ INTERPRETER = Configuration(64, 64, 1, 1)
 def configuration(capability: int, features: int, keys: int) -> Configuration:
     """capability: 80 for 8.0, 90 for 9.0, …; 9.0 and 10.0 have the shared memory that 9.0's configurations want, all
     others run those of 8.0."""
-    table = (FEW_KEYS if keys <= FEW else CONFIGURATIONS)[90 if 90 <= capability < 110 else 80]
+    table = (CROSS_CONFIGURATIONS if keys <= FEW else CONFIGURATIONS)[90 if 90 <= capability < 110 else 80]
     return next(table[most] for most in table if features <= most)
 
 
@@ -114,7 +114,7 @@ def attention_and_lse(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | N
 def _require(q: Tensor, k: Tensor, v: Tensor) -> None:
     reason = why_not(q, k, v)
     if reason:
-        raise ValueError(f"attention was wanted from the Triton kernel, but {reason}")
+        raise ValueError(f"the Triton kernel cannot be used here: {reason}")
 
 
 @torch.library.custom_op("minibaret::fused_attention", mutates_args=())
@@ -147,7 +147,7 @@ def launch(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int], out: Tensor, 
     table = _table(tuple(source), q.device)
     strides = [stride for x in (q, k, v, out) for stride in _chunk_strides(x)]
     with _device(q):
-        triton_kernels.forward[(-(-tokens // chosen.block_m), heads, len(table))](
+        triton_kernels.forward[(-(-tokens // chosen.block_queries), heads, len(table))](
             q, k, v, out, out if lse is None else lse, table, *strides,
             tokens, keys, heads, features**-0.5,
             **constants(features, keys, chosen), WRITE_LSE=lse is not None, UPCAST=_upcast(q), **chosen.options,
@@ -161,9 +161,9 @@ def constants(features: int, keys: int, chosen: Configuration) -> dict:
         "D": features,
         "LOW": low,
         "HIGH": high,
-        "BLOCK_M": chosen.block_m,
-        "BLOCK_N": chosen.block_n,
-        "WHOLE": keys % chosen.block_n == 0,
+        "BLOCK_QUERIES": chosen.block_queries,
+        "BLOCK_KEYS": chosen.block_keys,
+        "WHOLE": keys % chosen.block_keys == 0,
     }
 
 
@@ -202,12 +202,12 @@ def attention_maps(q: Tensor, k: Tensor, queries: Tensor, keys: Tensor, mean: bo
     out = q.new_empty((rows, groups, len(queries), len(keys)), dtype=torch.float32)
     chosen = INTERPRETER if INTERPRETED else MAPS
     low, high = split(features)
-    grid = (-(-len(queries) // chosen.block_m), -(-len(keys) // chosen.block_n), rows * groups)
+    grid = (-(-len(queries) // chosen.block_queries), -(-len(keys) // chosen.block_keys), rows * groups)
     with _device(q):
         triton_kernels.maps[grid](
             q, k, out, queries.int(), keys.int(), *_chunk_strides(q), *_chunk_strides(k),
             len(queries), len(keys), k.shape[1], groups, features**-0.5,
-            D=features, LOW=low, HIGH=high, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
+            D=features, LOW=low, HIGH=high, BLOCK_QUERIES=chosen.block_queries, BLOCK_KEYS=chosen.block_keys,
             HEADS=heads // groups, UPCAST=_upcast(q), **chosen.options,
         )  # fmt: skip
     return out

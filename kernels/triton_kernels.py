@@ -20,16 +20,16 @@ def forward(
     Q, K, V, OUT, LSE, TABLE,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, o_row, o_token, o_head,
     N, M, H, scale,
-    D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
     WHOLE: tl.constexpr, WRITE_LSE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M queries of one head of one table entry, over all M keys.
+    """One program: BLOCK_QUERIES queries of one head of one table entry, over all M keys.
 
     TABLE: int32 (entries, 3): the row of Q and K, the row of V and OUT, and a second row of V and OUT that takes the
-    same map, or -1. WHOLE: M is a multiple of BLOCK_N. UPCAST: multiply in float32, for the interpreter only.
+    same map, or -1. WHOLE: M is a multiple of BLOCK_KEYS. UPCAST: multiply in float32, for the interpreter only.
     LSE: (rows, H, N) float32, the natural logarithm of each softmax's sum, written where WRITE_LSE.
     """
-    queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    queries = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     head = tl.program_id(1)
     entry = TABLE + tl.program_id(2) * 3
     source = tl.load(entry).to(tl.int64)
@@ -44,17 +44,17 @@ def forward(
     o_gap = ((second - first) * o_row * CHUNK).to(tl.int32)
     if second >= 0:
         _attend(Q, K, V, OUT, LSE, queries, first, second, q_token, k_token, v_token, v_gap, o_token, o_gap,
-                N, M, H, scale, D, LOW, HIGH, BLOCK_M, BLOCK_N, WHOLE, WRITE_LSE, UPCAST, 2)  # fmt: skip
+                N, M, H, scale, D, LOW, HIGH, BLOCK_QUERIES, BLOCK_KEYS, WHOLE, WRITE_LSE, UPCAST, 2)  # fmt: skip
     else:
         _attend(Q, K, V, OUT, LSE, queries, first, first, q_token, k_token, v_token, v_gap, o_token, o_gap,
-                N, M, H, scale, D, LOW, HIGH, BLOCK_M, BLOCK_N, WHOLE, WRITE_LSE, UPCAST, 1)  # fmt: skip
+                N, M, H, scale, D, LOW, HIGH, BLOCK_QUERIES, BLOCK_KEYS, WHOLE, WRITE_LSE, UPCAST, 1)  # fmt: skip
 
 
 @triton.jit
 def _attend(
     Q, K, V, OUT, LSE, queries, first, second, q_token, k_token, v_token, v_gap, o_token, o_gap,
     N, M, H, scale,
-    D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
     WHOLE: tl.constexpr, WRITE_LSE: tl.constexpr, UPCAST: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """Attention with an online softmax whose map multiplies the values of SHARE rows, laid side by side: column c is
@@ -63,12 +63,12 @@ def _attend(
     WIDTH_1: tl.constexpr = SHARE * HIGH if SHARE * HIGH > INSTRUCTION else INSTRUCTION
     real = queries < N
     q_0, q_1 = _parts(Q, queries, real, q_token, D, LOW, HIGH, True)
-    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)  # of the scores so far, in powers of two
-    total = tl.zeros([BLOCK_M], tl.float32)
-    out_0 = tl.zeros([BLOCK_M, WIDTH_0], tl.float32)
-    out_1 = tl.zeros([BLOCK_M, WIDTH_1], tl.float32)
-    for start in range(0, M, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
+    peak = tl.full([BLOCK_QUERIES], float("-inf"), tl.float32)  # of the scores so far, in powers of two
+    total = tl.zeros([BLOCK_QUERIES], tl.float32)
+    out_0 = tl.zeros([BLOCK_QUERIES, WIDTH_0], tl.float32)
+    out_1 = tl.zeros([BLOCK_QUERIES, WIDTH_1], tl.float32)
+    for start in range(0, M, BLOCK_KEYS):
+        keys = start + tl.arange(0, BLOCK_KEYS)
         scores = _scores(q_0, q_1, K, keys, keys < M, k_token, D, LOW, HIGH, not WHOLE, UPCAST)
         weights, shrink, peak, total = _softmax_step(scores, peak, total, scale)
         weights = weights.to(V.dtype.element_ty)
@@ -98,29 +98,29 @@ def maps(
     Q, K, OUT, QUERIES, KEYS,
     q_row, q_token, q_head, k_row, k_token, k_head,
     n_queries, n_keys, M, groups, scale,
-    D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
     HEADS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One program: the map of BLOCK_M named queries at BLOCK_N named keys, averaged over HEADS heads.
+    """One program: the map of BLOCK_QUERIES named queries at BLOCK_KEYS named keys, averaged over HEADS heads.
 
     QUERIES, KEYS: int32, the tokens asked for. OUT: float32 (rows, groups, n_queries, n_keys), where groups × HEADS are
     all heads. The softmax runs over all M keys: a first pass finds its sum, a second writes only what was asked for.
     """
-    n = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    m = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    m = tl.program_id(1) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     row = (tl.program_id(2) // groups).to(tl.int64)
     group = tl.program_id(2) % groups
     queries = tl.load(QUERIES + n, n < n_queries, 0)
     wanted = tl.load(KEYS + m, m < n_keys, 0)
-    mean = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    mean = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
     for head in range(group * HEADS, group * HEADS + HEADS):
         Q_h = Q + (row * q_row + head * q_head) * CHUNK
         K_h = K + (row * k_row + head * k_head) * CHUNK
         q_0, q_1 = _parts(Q_h, queries, n < n_queries, q_token, D, LOW, HIGH, True)
-        peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        for start in range(0, M, BLOCK_N):
-            keys = start + tl.arange(0, BLOCK_N)
+        peak = tl.full([BLOCK_QUERIES], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_QUERIES], tl.float32)
+        for start in range(0, M, BLOCK_KEYS):
+            keys = start + tl.arange(0, BLOCK_KEYS)
             scores = _scores(q_0, q_1, K_h, keys, keys < M, k_token, D, LOW, HIGH, True, UPCAST)
             _, _, peak, total = _softmax_step(scores, peak, total, scale)
         scores = _scores(q_0, q_1, K_h, wanted, m < n_keys, k_token, D, LOW, HIGH, True, UPCAST)

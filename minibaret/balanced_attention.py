@@ -4,7 +4,7 @@
     cross-attention of the edit, the first τ_c T steps   softmax(Q_tr K_trᵀ / √d) V_edit
 
 A row is in the batch only while somebody needs it. The reconstruction's latents are known from target-text inversion,
-so it is replayed: its rows are there to be looked at, not to be stepped.
+so it is replayed: its rows only supply attention maps, and no DDIM step is taken with their noise.
 """
 
 from collections.abc import Collection
@@ -17,27 +17,29 @@ RECONSTRUCTION, TRANSITION, EDIT = PROCESSES = ("reconstruction", "transition", 
 
 
 class Row(NamedTuple):
-    process: str
-    conditional: bool  # True: the process's text; False: the empty text of classifier-free guidance
+    """One row of the UNet's batch."""
+
+    process: str  # one of PROCESSES
+    conditional: bool  # True: with the process's text; False: with the empty text of classifier-free guidance
 
 
 def rows_at(step: int, settings: Settings, pictures: Collection[str] = ()) -> tuple[Row, ...]:
-    """The rows that step needs, those the edit may look at first.
+    """The rows of the batch at that step. Rows whose maps the edit may take stand before the edit's own.
 
-    pictures: the processes to be carried to the end because their picture, or their maps, are wanted.
+    pictures: processes that stay to the last step because their picture, or their maps, are wanted.
     """
-    self_from, cross_from = sources_at(step, settings)
-    looked_at = {self_from, cross_from}
-    guidance_rows = (False, True) if settings.rows == "both" else (True,)
-    rows = [Row(RECONSTRUCTION, text) for text in guidance_rows if RECONSTRUCTION in {*looked_at, *pictures}]
-    if TRANSITION in looked_at or (TRANSITION in pictures and not settings.rigid):
+    needed = {*sources_at(step, settings), *pictures}
+    rows: list[Row] = []
+    if RECONSTRUCTION in needed:
+        rows += [Row(RECONSTRUCTION, conditional) for conditional in _injected(settings)]
+    if TRANSITION in needed and not settings.rigid:
         rows += [Row(TRANSITION, False), Row(TRANSITION, True)]
     return (*rows, Row(EDIT, False), Row(EDIT, True))
 
 
 def all_rows(step: int, settings: Settings, pictures: Collection[str] = ()) -> tuple[Row, ...]:
     """The naive batch: three processes, two guidance rows each, at every step."""
-    return tuple(Row(process, text) for process in PROCESSES for text in (False, True))
+    return tuple(Row(process, conditional) for process in PROCESSES for conditional in (False, True))
 
 
 def sources_at(step: int, settings: Settings) -> tuple[str, str]:
@@ -50,13 +52,18 @@ def sources_at(step: int, settings: Settings) -> tuple[str, str]:
 
 
 def injection(rows: tuple[Row, ...], step: int, settings: Settings) -> Injection:
-    """For each row, the row its attention maps come from."""
+    """The edit's rows take the maps of the processes that `sources_at` names; all other rows use their own."""
     self_from, cross_from = sources_at(step, settings)
     return Injection(_sources(rows, self_from, settings), _sources(rows, cross_from, settings))
+
+
+def _injected(settings: Settings) -> tuple[bool, ...]:
+    """Which of the edit's two rows take maps, as values of `Row.conditional`."""
+    return (False, True) if settings.rows == "both" else (True,)
 
 
 def _sources(rows: tuple[Row, ...], process: str, settings: Settings) -> tuple[int, ...] | None:
     if process == EDIT:
         return None
-    takes = {Row(EDIT, text) for text in (False, True) if text or settings.rows == "both"}
-    return tuple(rows.index(Row(process, row.conditional)) if row in takes else index for index, row in enumerate(rows))
+    takers = [Row(EDIT, conditional) for conditional in _injected(settings)]
+    return tuple(rows.index(Row(process, row.conditional) if row in takers else row) for row in rows)

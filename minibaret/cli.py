@@ -30,13 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except OSError as error:  # a full disk, a folder that may not be searched, a name that is too long
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
-        print(f"{PROG}: files that can be read and written were wanted, but {what}", file=sys.stderr)
+        print(f"{PROG}: a file could not be read or written: {what}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        wanted = "more memory was wanted than there is; --memory LIMIT says what an edit can do with less"
-        print(f"{PROG}: {wanted}", file=sys.stderr)
+        said = "there is not enough memory; --memory LIMIT makes an edit take less, or says how much it needs"
+        print(f"{PROG}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"{PROG}: stopped; {str(stop) or 'nothing was written'}", file=sys.stderr)
@@ -270,13 +270,18 @@ def _add_settings(command: argparse.ArgumentParser, edit: bool = True) -> None:
     if edit:
         add("--transition", type=_pair, metavar="FIRST:LAST", help="weight η of the tuned text; paper: 0.8:0.1")
         add("--rigid", action=BooleanOptionalAction, help="edit of style, background or object: no transition")
-        add("--self-steps", type=float, help="part of the steps with self-attention injected; paper: 0.3")
-        add("--cross-steps", type=float, help="part of the steps with cross-attention injected; paper: 0.6")
+        add("--self-steps", type=float, help="part of the steps, the first, with self-attention injected; paper: 0.3")
+        add("--cross-steps", type=float, help="part of the steps, the first, with cross-attention injected; paper: 0.6")
         add("--rows", choices=("cond", "both"), help="guidance rows that receive maps; default cond")
     add("--inversion-text", choices=("target", "null"), help="text of the DDIM inversion; default target")
-    add("--inner-steps", type=int, help="tuning steps at each time step, at most; paper: 5")
+    add("--inner-steps", type=int, help="inner iterations (Adam steps) at each time step, at most; paper: 5")
     add("--learning-rate", type=float, help="of the tuning; paper: 1e-3")
-    add("--tolerance", type=_pair, metavar="FIRST:RAISE", help="loss low enough, and its rise a step; 1e-5:2e-5")
+    add(
+        "--tolerance",
+        type=_pair,
+        metavar="FIRST:RAISE",
+        help="loss that ends a step, and its rise per step; 1e-5:2e-5",
+    )
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -44,7 +44,7 @@ class Editor:
         self.memory_limit, self._dtype_is_fixed = memory_limit, dtype_is_fixed
 
     def settings(self, **changes) -> Settings:
-        """The paper's defaults, over them the model's own, over them the changes."""
+        """The paper's defaults, overridden by the model's own, then by the changes."""
         return dataclasses.replace(Settings(**self.config.defaults), **changes)
 
     def edit(
@@ -96,7 +96,7 @@ class Editor:
         pictures = tuple({*pictures} & {bam.TRANSITION})  # the others are always there, and need no row for it
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
         expected = self._save_memory(picture.size, text, settings, inversion, bam.PROCESSES if maps else pictures)
-        target, null = self.embed(text), self.embed("", empty=True)
+        target, null = self.embed(text), self.embed("", allow_empty=True)
         collector = self._collector(maps, text, picture.size, settings) if maps else None
         clock = Clock(self.device)
         if inversion:
@@ -106,9 +106,9 @@ class Editor:
         else:
             start = self.encode(picture)
             clock.lap("encode")
-        unet = self._turn("unet")
+        unet = self._network("unet")
         work = baret.run(unet, start, target, null, settings, pictures, collector, self.savings.max_rows)
-        found = yield from relay(clock.timed(work), None, self._resume)
+        found = yield from relay(clock.timed(work), None, self._reload_unet)
         final = {"edit": found.latents[bam.EDIT], "reconstruction": found.tuned[-1].latents}
         if bam.TRANSITION in pictures:
             final["transition"] = final["reconstruction"] if settings.rigid else found.latents[bam.TRANSITION]
@@ -173,28 +173,28 @@ class Editor:
             check_place(Path(file), force=True)
         picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
         self._save_memory(picture.size, text, settings, inversion)
-        target, null = self.embed(text), self.embed("", empty=True)
+        target, null = self.embed(text), self.embed("", allow_empty=True)
         origin = self._origin(picture, fit, text, settings)
         record = resume(Path(file), origin, self.device, restart) if file else None
         if inversion and not record:
             record = inversion.record_for(origin, self.device, may_differ=("text", *TUNING_SETTINGS))
         record = record or baret.Record([self.encode(picture)])
-        work = baret.invert_and_tune(self._turn("unet"), record, target, null, settings)
-        work = relay(work, None, self._resume)
+        work = baret.invert_and_tune(self._network("unet"), record, target, null, settings)
+        work = relay(work, None, self._reload_unet)
         yield from keep(work, Path(file), origin, record) if file else work
         return Inversion(origin, tuple(record.trajectory), tuple(record.tuned))
 
     @torch.no_grad()
-    def embed(self, text: str, empty: bool = False) -> Tensor:
+    def embed(self, text: str, allow_empty: bool = False) -> Tensor:
         """The text's embeddings (1, 77, width), float32. Raises InputError for a text that is too long, not Unicode or,
-        unless `empty`, blank."""
-        ids = self._tokens(text, empty)
-        return self._turn("text_encoder")(torch.tensor([ids], device=self.device)).float()
+        unless `allow_empty`, blank."""
+        ids = self._tokens(text, allow_empty)
+        return self._network("text_encoder")(torch.tensor([ids], device=self.device)).float()
 
     @torch.no_grad()
     def encode(self, picture: Image.Image) -> Tensor:
         """RGB picture → scaled latents (1, 4, H/8, W/8), float32."""
-        vae = self._turn("vae")
+        vae = self._network("vae")
         weight, encode = vae.quant_conv.weight, partial(tiled_vae.encode, vae) if self.savings.tiled_vae else vae.encode
         return encode(to_pixels(picture).to(weight.device, weight.dtype)).float()
 
@@ -202,19 +202,19 @@ class Editor:
     def decode(self, latents: Tensor) -> Image.Image:
         """Scaled latents (1, 4, h, w) → RGB picture, 8 times as large. Raises InputError where numbers overflow, as a
         network's may in float16."""
-        vae = self._turn("vae")
+        vae = self._network("vae")
         decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
         pixels = decode(latents.to(vae.quant_conv.weight.dtype))
         if not pixels.isfinite().all():
             kind = str(pixels.dtype).removeprefix("torch.")
-            raise InputError(f"a picture was wanted, but its numbers overflow in {kind}: try another dtype")
+            raise InputError(f"the picture must be of finite numbers, but they overflow in {kind}: try another dtype")
         return to_image(pixels)
 
-    def _tokens(self, text: str, empty: bool = False) -> list[int]:
-        if not text.strip() and not empty:
+    def _tokens(self, text: str, allow_empty: bool = False) -> list[int]:
+        if not text.strip() and not allow_empty:
             raise InputError("a text that says what the picture should show was wanted, got an empty one")
         if not is_unicode(text):
-            raise InputError(f"a text in UTF-8 was wanted, got bytes that are none: {text!r}")
+            raise InputError(f"the text must be valid UTF-8, got {text!r}")
         try:
             return self.model.tokenizer(text)
         except TextTooLong as error:
@@ -252,8 +252,8 @@ class Editor:
             self.model.set_dtype("unet", self.savings.unet_dtype or self.model.dtype)
         return estimate(work, self.savings)
 
-    def _turn(self, part: str) -> nn.Module:
-        """The network whose turn it is, alone where networks are on demand."""
+    def _network(self, part: str) -> nn.Module:
+        """The network of that name, ready to run. Where networks are on demand, the others are freed first."""
         if self.savings.on_demand:
             self.model.free_all_but(part)
         trim()
@@ -262,8 +262,8 @@ class Editor:
             network.set_checkpointing(self.savings.checkpointing)
         return network
 
-    def _resume(self) -> None:
-        """The UNet is read again where the caller of a generator used another network between two steps."""
+    def _reload_unet(self) -> None:
+        """Where networks are on demand, the caller of a generator may have used another one between two steps."""
         if self.savings.on_demand:
             self.model.free_all_but("unet")
             _ = self.model.unet
@@ -285,7 +285,7 @@ class Editor:
         return fit_image(picture, self._size(size), fit), fit, settings or self.settings()
 
     def _origin(self, picture: Image.Image, fit: str, text: str, settings: Settings) -> Origin:
-        return Origin.of(self._turn, self.model.tokenizer, picture, fit, text, settings)
+        return Origin.of(self._network, self.model.tokenizer, picture, fit, text, settings)
 
     def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
         check_request(request, size, settings.steps, len(self.config.unet.channels))

@@ -14,7 +14,7 @@ def check_place(path: Path, force: bool) -> None:
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} to write {path.name} to")
     if path.is_dir():
-        raise InputError(f"a file name was wanted to write to, but {path} is a folder")
+        raise InputError(f"a file was wanted as output, but {path} is a folder")
     if path.exists() and not force:
         raise InputError(f"{path} exists already; pass --force to overwrite it")
     if not os.access(path.parent, os.W_OK):

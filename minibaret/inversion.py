@@ -1,7 +1,6 @@
-"""DDIM inversion, and target-text inversion (BARET Eq. 1, 2, Algorithm 1): the picture's way back to noise, and the
-text embeddings that bring it home again."""
+"""DDIM inversion, from the picture to noise; and target-text inversion (BARET Eq. 1, 2, Algorithm 1), the text
+embeddings with which guided sampling leads from that noise back to the picture."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,23 +9,28 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .models.unet import Text, UNet
+from .models.unet import UNet
+from .prediction import guide, no_tf32, predict
 from .schedule import Schedule
 from .settings import Settings
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, its authors' own
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as its authors propose
 
 
 @torch.no_grad()
-def ddim_invert(unet: UNet, latents: Tensor, context: Tensor, schedule: Schedule, done: int = 0) -> Iterator[Tensor]:
+def ddim_invert(unet: UNet, latents: Tensor, embedding: Tensor, schedule: Schedule, done: int = 0) -> Iterator[Tensor]:
     """Yields z*[done + 1] … z*[T], each noisier than the one before; guidance 1.
 
-    latents: z*[done], (1, 4, h, w), z*[0] to begin with; context: (1, 77, width).
+    The noise of a step should be predicted in the noisier latents, which are not known yet. It is predicted in the less
+    noisy ones, with the noisier timestep, so guided sampling from z*[T] does not come back to the picture by itself:
+    target-text inversion makes up for that.
+
+    latents: z*[done], (1, 4, h, w), z*[0] to begin with; embedding: (1, 77, width), of the text to invert with.
     """
-    text = unet.project_text(context)
-    for label in schedule.labels[::-1][done:]:
-        noise = predict(unet, latents, label, text)
-        latents = schedule.inverse_step(latents, noise, label)
+    text = unet.project_text(embedding)
+    for timestep in schedule.timesteps[::-1][done:]:
+        noise = predict(unet, latents, timestep, text)
+        latents = schedule.inverse_step(latents, noise, timestep)
         yield latents
 
 
@@ -62,16 +66,17 @@ def tune_text(
     first, raise_by = settings.tolerance
     with torch.no_grad(), no_tf32():
         text_null = unet.project_text(null)
-    for index, label in list(enumerate(schedule.labels))[len(done) :]:
+    for index, timestep in list(enumerate(schedule.timesteps))[len(done) :]:
         with no_tf32():
             with torch.no_grad():
-                noise_null = predict(unet, latents, label, text_null)
+                noise_null = predict(unet, latents, timestep, text_null)
 
-            def retrace(text: Tensor, latents=latents, label=label, noise_null=noise_null) -> Tensor:
-                noise = guide(noise_null, predict(unet, latents, label, text), settings.guidance)
-                return schedule.step(latents, noise, label)
+            def retrace(text: Tensor, latents=latents, timestep=timestep, noise_null=noise_null) -> Tensor:
+                noise = guide(noise_null, predict(unet, latents, timestep, text), settings.guidance)
+                return schedule.step(latents, noise, timestep)
 
-            step = _tune(retrace, embedding, trajectory[-2 - index], first + index * raise_by, settings)
+            goal = trajectory[-2 - index]  # z*[T - 1 - i], where the step from Z_rec[i] should arrive
+            step = _tune(retrace, embedding, goal, first + index * raise_by, settings)
         latents, embedding = step.latents, step.embedding
         yield step
 
@@ -79,9 +84,9 @@ def tune_text(
 def _tune(
     retrace: Callable[[Tensor], Tensor], embedding: Tensor, goal: Tensor, threshold: float, settings: Settings
 ) -> TunedStep:
-    """Adam (Kingma and Ba 2015) on the embedding until `retrace` leads near enough to the goal."""
+    """Adam (Kingma and Ba 2015, written out) on the embedding until `retrace` leads near enough to the goal."""
     embedding = embedding.detach().clone().requires_grad_()
-    mean, square = torch.zeros_like(embedding), torch.zeros_like(embedding)  # of the gradient, running
+    first_moment, second_moment = torch.zeros_like(embedding), torch.zeros_like(embedding)
     losses: list[float] = []
     while True:
         last = len(losses) == settings.inner_steps
@@ -91,46 +96,16 @@ def _tune(
         losses.append(error.item() / goal.numel())  # the one time that the CPU waits for a GPU
         if not math.isfinite(losses[-1]):
             raise InputError(
-                f"a loss of target-text inversion that is a number was wanted, got {losses[-1]}: "
-                "a smaller learning rate or a wider dtype may give one"
+                f"target-text inversion needs a finite loss, got {losses[-1]}: a smaller learning rate "
+                "or a wider dtype may help"
             )
         if last or losses[-1] < threshold:
             return TunedStep(embedding.detach(), moved.detach(), tuple(losses))
         # of the sum, not of the mean: that one's gradient would vanish in float16
         gradient = torch.autograd.grad(error, embedding)[0] / goal.numel()
         with torch.no_grad():
-            mean.lerp_(gradient, 1 - BETAS[0])
-            square.lerp_(gradient.square(), 1 - BETAS[1])
+            first_moment.lerp_(gradient, 1 - BETAS[0])
+            second_moment.lerp_(gradient.square(), 1 - BETAS[1])
             count = len(losses)
-            deviation = (square / (1 - BETAS[1] ** count)).sqrt() + EPSILON
-            embedding -= settings.learning_rate / (1 - BETAS[0] ** count) * mean / deviation
-
-
-@contextlib.contextmanager
-def no_tf32() -> Iterator[None]:
-    """Float32 products on a GPU keep all their bits; what was chosen before is chosen again afterwards."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9 and newer: the older switches do less, and may not be mixed
-        switches, name, off = (matmul, cudnn.conv), "fp32_precision", "ieee"
-    else:
-        switches, name, off = (matmul, cudnn), "allow_tf32", False
-    before = [getattr(switch, name) for switch in switches]
-    try:
-        for switch in switches:
-            setattr(switch, name, off)
-        yield
-    finally:
-        for switch, chosen in zip(switches, before):
-            setattr(switch, name, chosen)
-
-
-def predict(unet: UNet, latents: Tensor, label: int, text: Tensor | Text, *more) -> Tensor:
-    """The UNet's noise in float32; latents stay float32 between steps whatever the networks' dtype.
-    more: the UNet's injection and recorder."""
-    timestep = torch.full((), label, device=latents.device)  # filled there: a copy would wait
-    return unet(latents.to(unet.dtype), timestep, text, *more).float()
-
-
-def guide(noise_null: Tensor, noise_text: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance."""
-    return noise_null + guidance * (noise_text - noise_null)
+            deviation = (second_moment / (1 - BETAS[1] ** count)).sqrt() + EPSILON
+            embedding -= settings.learning_rate / (1 - BETAS[0] ** count) * first_moment / deviation

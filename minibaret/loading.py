@@ -28,13 +28,13 @@ def load(
     where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or
     "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
     folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or bytes; savings:
-    ways to need less memory that are taken in any case; compile: have torch.compile translate the UNet, which takes
+    ways to need less memory that are taken in any case; compile: compile the UNet with torch.compile, which takes
     minutes before the first steps. Raises InputError where something is not what it should be.
     """
-    place = _place(device)
-    fixed = dtype != "auto"
-    if not fixed:
-        dtype = "float16" if place.type == "cuda" else "float32"
+    torch_device = _parse_device(device)
+    dtype_is_fixed = dtype != "auto"
+    if not dtype_is_fixed:
+        dtype = "float16" if torch_device.type == "cuda" else "float32"
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
     limit = None if memory_limit is None else parse_limit(memory_limit)
@@ -45,28 +45,28 @@ def load(
             "compile was wanted together with networks on demand, a memory limit or a dtype of the UNet's own, but a "
             "compiled network is read once and stays in memory"
         )
-    if compile and place.type == "cpu" and shutil.which(compiler) is None:
+    if compile and torch_device.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
-    kind, vocabulary = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
+    torch_dtype, tokenizer_path = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
     read = OnDemandModel if on_demand else load_model
-    model = read(Path(weights or MINIATURE_FOLDER), place, kind, variant, vocabulary)
+    model = read(Path(weights or MINIATURE_FOLDER), torch_device, torch_dtype, variant, tokenizer_path)
     if compile:
         model.unet.compile(dynamic=False)
-    return Editor(model, savings, limit, dtype_is_fixed=fixed)
+    return Editor(model, savings, limit, dtype_is_fixed)
 
 
-def _place(device: str) -> torch.device:
+def _parse_device(device: str) -> torch.device:
     """Raises InputError for a device that this project does not know or that is not here."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(device)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError):
-        place = None
-    if place is None or place.type not in ("cpu", "cuda"):
+        parsed = None
+    if parsed is None or parsed.type not in ("cpu", "cuda"):
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    if place.type == "cuda" and not torch.cuda.is_available():
+    if parsed.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device} was wanted, but the last one here is cuda:{torch.cuda.device_count() - 1}")
-    return place
+    return parsed

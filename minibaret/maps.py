@@ -42,10 +42,10 @@ class AttentionMaps:
 class MapCollector:
     """Hands a recorder to the edit's steps that are asked for, and gathers what they recorded."""
 
-    def __init__(self, request: MapRequest, words: list[list[int]], grid: tuple[int, int], factor: int):
-        """words: the token positions of each of the request's words; grid: (h, w) of the latents; factor: pixels of the
-        picture to one of the latents, each way."""
-        self.maps, self.words, self.grid, self.factor = AttentionMaps(request), words, grid, factor
+    def __init__(self, request: MapRequest, word_tokens: list[list[int]], grid: tuple[int, int], factor: int):
+        """word_tokens: the positions in the text of each of the request's words; grid: (h, w) of the latents; factor:
+        pixels of the picture to one of the latents, each way."""
+        self.maps, self.word_tokens, self.grid, self.factor = AttentionMaps(request), word_tokens, grid, factor
 
     def recorder(self, step: int, rows: tuple[bam.Row, ...]) -> MapRecorder | None:
         """For the rows of one forward; None where nothing of it is asked for."""
@@ -54,7 +54,7 @@ class MapCollector:
             return None
         return MapRecorder(
             [rows.index(row) for row in self._looked_at(rows)],
-            [token for tokens in self.words for token in tokens],
+            [token for tokens in self.word_tokens for token in tokens],
             [(y // self.factor, x // self.factor) for x, y in request.points],
             self.grid,
             request.levels,
@@ -62,12 +62,12 @@ class MapCollector:
 
     def keep(self, step: int, rows: tuple[bam.Row, ...], recorder: MapRecorder) -> None:
         processes = [row.process for row in self._looked_at(rows)]
-        if self.words:
-            pieces = recorder.cross.cpu().split([len(tokens) for tokens in self.words], dim=1)
+        if self.word_tokens:
+            pieces = recorder.cross_maps.cpu().split([len(tokens) for tokens in self.word_tokens], dim=1)
             maps = torch.stack([piece.mean(1) for piece in pieces], dim=1)  # [processes, words, h, w]
             self._add(self.maps.words, step, processes, maps)
         if self.maps.request.points:
-            self._add(self.maps.points, step, processes, recorder.itself.cpu())
+            self._add(self.maps.points, step, processes, recorder.self_maps.cpu())
 
     def _looked_at(self, rows: tuple[bam.Row, ...]) -> list[bam.Row]:
         return [row for row in (bam.Row(process, True) for process in bam.PROCESSES) if row in rows]
@@ -87,7 +87,7 @@ def find_words(words: tuple[str, ...], text: str, tokenizer: ClipTokenizer) -> l
         wanted = tokenizer.tokens(word) if is_unicode(word) else []
         starts = [i for i in range(len(pieces)) if wanted and pieces[i : i + len(wanted)] == wanted]
         if not starts:
-            raise InputError(f"words of the text were wanted to look at, but {word!r} is not in {text!r}")
+            raise InputError(f"words to look at must be in the text, but {word!r} is not in {text!r}")
         found.append([1 + start + i for start in starts for i in range(len(wanted))])  # after the start token
     return found
 
@@ -98,7 +98,7 @@ def check_request(request: MapRequest, size: tuple[int, int], steps: int, levels
         if not (0 <= x < size[0] and 0 <= y < size[1]):
             raise InputError(f"points must lie in the picture of {size[0]}×{size[1]} pixels, got {x}, {y}")
     if not request.words and not request.points:
-        raise InputError("words or points to look at were wanted, got neither")
+        raise InputError("a map needs words or points to look at, got neither")
     if request.steps is not None and not (request.steps and all(0 <= step < steps for step in request.steps)):
         raise InputError(f"steps to look at must be from 0 to {steps - 1}, got {list(request.steps)}")
     if request.levels is not None and not (request.levels and all(level in range(levels) for level in request.levels)):

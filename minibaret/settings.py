@@ -14,13 +14,13 @@ class Settings:
     guidance: float = 7.5  # w
     transition: tuple[float, float] = (0.8, 0.1)  # η at the first and last step
     rigid: bool = False  # η = 1: the transition is the reconstruction; for edits of style, background or object
-    self_steps: float = 0.3  # τ_s, the part of the steps with self-attention injected
-    cross_steps: float = 0.6  # τ_c, the part with cross-attention injected
+    self_steps: float = 0.3  # τ_s: the part of the steps, the noisiest, with self-attention injected
+    cross_steps: float = 0.6  # τ_c: the same for cross-attention
     rows: str = "cond"  # † guidance rows that receive maps: "cond" (only the text's) or "both"
     inversion_text: str = "target"  # † text of the DDIM inversion: "target" or "null"
-    inner_steps: int = 5  # Adam steps a time step, at most
+    inner_steps: int = 5  # inner iterations (Adam steps) at each time step, at most
     learning_rate: float = 1e-3
-    tolerance: tuple[float, float] = (1e-5, 2e-5)  # † a loss below first + i · second ends time step i
+    tolerance: tuple[float, float] = (1e-5, 2e-5)  # † time step i is tuned until its loss is below first + i · second
 
     def __post_init__(self) -> None:
         _require("steps", self.steps, "a whole number from 1 to 999", _whole(self.steps) and 1 <= self.steps < 1000)

@@ -18,7 +18,7 @@ PAPER, INK = (250, 249, 245), (60, 56, 50)
 def contact_sheet(
     rows: list[list[Image.Image | None]], labels: Sequence[str] = (), title: str = "", scale: int = 1
 ) -> Image.Image:
-    """One row of pictures a list, under a title and over the labels of the columns; None leaves a place empty.
+    """Each list is one row of pictures, under a title and over the labels of the columns; None leaves a place empty.
 
     All pictures have the first one's size; `scale` enlarges them by whole pixels. A title that is wider than the row
     widens the sheet.

@@ -52,7 +52,7 @@ def compiled(capability: int, kind: str, features: int, dtype: str) -> dict:
     source = ASTSource(kernel, signature, constants, attributes)
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=chosen.options)
     return {
-        "configuration": f"{chosen.block_m}/{chosen.block_n}/{chosen.warps}/{chosen.stages}",
+        "configuration": f"{chosen.block_queries}/{chosen.block_keys}/{chosen.warps}/{chosen.stages}",
         "shared_memory": result.metadata.shared,
         **_read(result.asm["cubin"], result.asm["ptx"], capability),
     }

@@ -113,10 +113,13 @@ def test_automatic_is_pytorch_where_there_is_no_gpu():
         (lambda x: x.repeat(1, 1, 1, 2)[..., 1:9], "its offset is 1 elements"),
         (lambda x: x.repeat(1, 1, 1, 2)[..., ::2], "features must be adjacent"),
         (lambda x: x.clone().requires_grad_(), "it has no backward pass"),
-        (lambda x: torch.empty_strided(x.shape, (2**33, 2**30, 24, 1), dtype=x.dtype, device="meta"), "span less than 2\\*\\*31"),
+        (
+            lambda x: torch.empty_strided(x.shape, (2**33, 2**30, 24, 1), dtype=x.dtype, device="meta"),
+            "span less than 2\\*\\*31",
+        ),
     ],
 )
 def test_what_the_kernel_cannot_take_is_said(change, said):
     x = change(torch.randn(1, 4, 1, 24, dtype=torch.float16))
-    with pytest.raises(ValueError, match=f"^attention was wanted from the Triton kernel, but .*{said}"):
+    with pytest.raises(ValueError, match=f"^the Triton kernel cannot be used here: .*{said}"):
         attention(x, x, x, implementation="triton")

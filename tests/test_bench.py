@@ -14,7 +14,8 @@ from minibaret import balanced_attention as bam
 from minibaret import baret
 from minibaret.bench import naive, random_weights
 from minibaret.bench.roofline import GPUS, Shape, work
-from minibaret.inversion import TunedStep, guide, predict
+from minibaret.inversion import TunedStep
+from minibaret.prediction import guide, predict
 from minibaret.schedule import Schedule
 from minibaret.settings import Settings
 
@@ -101,10 +102,10 @@ def test_the_naive_batch_written_out_is_the_naive_plan(unet):
     target, null = torch.randn(2, 1, 5, 24)
     record, schedule = baret.Record([torch.randn(1, 4, 8, 8)]), Schedule(4)
     latents = record.trajectory[0]
-    for label in schedule.labels:
+    for timestep in schedule.timesteps:
         tuned = target + 0.3 * torch.randn_like(target)
-        noise = predict(unet, torch.cat([latents] * 2), label, torch.cat([null, tuned]))
-        latents = schedule.step(latents, guide(*noise.chunk(2), 3.0), label)
+        noise = predict(unet, torch.cat([latents] * 2), timestep, torch.cat([null, tuned]))
+        latents = schedule.step(latents, guide(*noise.chunk(2), 3.0), timestep)
         record.tuned.append(TunedStep(tuned, latents, ()))
     *_, six = baret.edit(unet, record, target, null, settings, rows_at=bam.all_rows)
     for attend in (naive.gathered, naive.materialised):
@@ -156,7 +157,7 @@ def test_without_diffusers_it_is_said(command, tmp_path):
     [
         (("edit", "--weights", "miniature-random", "--steps", "2"), "steps must be at least 3"),
         (("attention", "--sites", "self-9"), "sites must be of self-4096"),
-        (("attention", "--sites", "self-64", "--attention", "triton"), "from the Triton kernel, but"),
+        (("attention", "--sites", "self-64", "--attention", "triton"), "the Triton kernel cannot be used here"),
         (("unet", "--weights", "miniature-random", "--size", "100"), "size must be a multiple of 32 pixels, got 100"),
         (("unet", "--weights", "nowhere"), "nowhere"),
         (("attention", "--plot", "nowhere/plot.png"), "there is no folder nowhere"),

@@ -84,7 +84,7 @@ def test_any_size_is_brought_to_the_models(tmp_path, shape):
     ("arguments", "said"),
     [
         (["", ""], "a text that says what the picture should show was wanted"),
-        (["", "a dog \udcff"], r"a text in UTF-8 was wanted, got bytes that are none: 'a dog \udcff'"),
+        (["", "a dog \udcff"], r"the text must be valid UTF-8, got 'a dog \udcff'"),
         (["", "a dog " * 60], "only|at most 75 fit; these words do not: 'dog a dog"),
         (["", "a dog", "--steps", "0"], "steps must be a whole number from 1 to 999, got 0"),
         (["", "a dog", "--self-steps", "1.5"], "self steps must be a number from 0 to 1, got 1.5"),
@@ -123,7 +123,7 @@ def test_what_the_system_refuses_is_one_sentence_too(monkeypatch, capsys, where)
 
     monkeypatch.setattr("minibaret.weights.inspect", fail)
     said = refused(capsys, "inspect", "folder")
-    assert said.endswith(f"but {f'{where}: ' if where else ''}No space left on device")
+    assert said.endswith(f"a file could not be read or written: {f'{where}: ' if where else ''}No space left on device")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_too_little_memory_is_one_sentence(dog, tmp_path, capsys, monkeypatch, e
 
     monkeypatch.setattr(minibaret.Editor, "edit", fail)
     said = refused(capsys, "edit", dog, "a dog sitting", "-o", tmp_path / "edited.png")
-    assert "more memory was wanted than there is; --memory LIMIT" in said
+    assert "there is not enough memory; --memory LIMIT" in said
 
 
 def test_another_fault_of_the_device_is_not_taken_for_it(dog, tmp_path, monkeypatch):

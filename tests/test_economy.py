@@ -12,9 +12,10 @@ import minibaret
 from minibaret import balanced_attention as bam
 from minibaret import baret
 from minibaret.errors import InputError
-from minibaret.inversion import TunedStep, ddim_invert, no_tf32, tune_text
+from minibaret.inversion import TunedStep, ddim_invert, tune_text
 from minibaret.maps import MapCollector, MapRequest
 from minibaret.models.unet import Attention, join_texts
+from minibaret.prediction import no_tf32
 from minibaret.schedule import Schedule
 from minibaret.settings import Settings
 
@@ -138,7 +139,7 @@ def test_only_the_loss_is_waited_for(unet):
 def test_rows_in_pieces_give_the_batchs_edit(editor, rows, rigid):
     """On the miniature, each step of one kind: both sites injected, the cross-attention only, none."""
     settings = dataclasses.replace(SHORT, steps=3, self_steps=1 / 3, cross_steps=2 / 3, rows=rows, rigid=rigid)
-    unet, target, null = editor.model.unet, editor.embed("a cat"), editor.embed("", empty=True)
+    unet, target, null = editor.model.unet, editor.embed("a cat"), editor.embed("", allow_empty=True)
     trajectory = list(torch.randn(4, 1, 4, 8, 8))
     tuned = [TunedStep(target + 0.1 * torch.randn_like(target), latents, (0.0,)) for latents in trajectory[:3]]
     record = baret.Record(trajectory, tuned)
@@ -175,7 +176,7 @@ def test_pieces_do_not_matter_to_the_maps(unet):
     found = []
     for max_rows in (None, 1, 2):
         maps = MapCollector(MapRequest(("dog",), ((3, 60),)), [[1]], (8, 8), 8)
-        finish(baret.edit(unet, record, target, null, SHORT, maps=maps, max_rows=max_rows))
+        finish(baret.edit(unet, record, target, null, SHORT, collector=maps, max_rows=max_rows))
         found.append(maps.maps)
     for pieces in found[1:]:
         for kind in ("words", "points"):
@@ -227,7 +228,7 @@ def test_half_precision_tunes_the_same_text(unet, dtype):
 NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # switches, from PyTorch 2.9 on
 TF32 = """
 import torch
-from minibaret.inversion import no_tf32
+from minibaret.prediction import no_tf32
 
 def chosen():
     return [torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision,
@@ -262,7 +263,7 @@ def test_tf32_is_off_however_it_was_asked_for(asked):
 def test_a_loss_that_is_no_number_is_said(unet):
     target, null = texts()
     trajectory = [torch.randn(1, 4, 8, 8) for _ in range(5)]
-    with pytest.raises(InputError, match=r"a loss of target-text inversion that is a number was wanted, got (nan|inf)"):
+    with pytest.raises(InputError, match=r"target-text inversion needs a finite loss, got (nan|inf)"):
         list(tune_text(unet, trajectory, target, null, Schedule(4), dataclasses.replace(SHORT, learning_rate=1e38)))
 
 

@@ -24,12 +24,12 @@ def test_a_gpu_that_is_not_there(monkeypatch):
 
 
 def test_a_text_that_is_not_unicode(editor):
-    with pytest.raises(minibaret.InputError, match="a text in UTF-8 was wanted"):
+    with pytest.raises(minibaret.InputError, match="the text must be valid UTF-8"):
         editor.embed("a dog \udcff")
 
 
 def test_a_picture_whose_numbers_overflow_is_refused(editor):
-    with pytest.raises(minibaret.InputError, match="its numbers overflow in float32: try another dtype"):
+    with pytest.raises(minibaret.InputError, match="they overflow in float32: try another dtype"):
         editor.decode(torch.full((1, 4, 4, 4), float("nan")))
 
 

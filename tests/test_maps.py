@@ -23,7 +23,8 @@ SHORT = Settings(steps=5, guidance=3.0, inner_steps=1, learning_rate=1e-2, self_
 
 def run(unet, maps=None, settings=SHORT):
     torch.manual_seed(1)
-    work = baret.run(unet, torch.randn(1, 4, 8, 8), torch.randn(1, 5, 24), torch.randn(1, 5, 24), settings, maps=maps)
+    latents, target, null = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 24), torch.randn(1, 5, 24)
+    work = baret.run(unet, latents, target, null, settings, collector=maps)
     while True:
         try:
             next(work)
@@ -57,13 +58,13 @@ def test_a_recorder_sees_the_maps_that_attention_uses(unet):
     block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
     plain = unet(latents, torch.tensor(7), context)
     assert torch.equal(unet(latents, torch.tensor(7), context, recorder=first), plain)
-    assert first.cross.shape == (2, 2, 8, 8) and first.itself.shape == (2, 1, 8, 8)
-    assert torch.allclose(first.itself.sum((-1, -2)), torch.ones(2, 1), atol=1e-5)
+    assert first.cross_maps.shape == (2, 2, 8, 8) and first.self_maps.shape == (2, 1, 8, 8)
+    assert torch.allclose(first.self_maps.sum((-1, -2)), torch.ones(2, 1), atol=1e-5)
     alone = MapRecorder([2, 0], [4, 1], [(3, 5)], (8, 8))
     features = unet.down_blocks[0].resnets[0](unet.conv_in(latents), unet.time_embedding(torch.tensor([7.0]).expand(3)))
     unet.down_blocks[0].attentions[0](features, unet.project_text(context)[0], (None, None), alone)
-    assert torch.allclose(alone.cross, cross[[2, 0]][..., [4, 1]].mT.unflatten(-1, (8, 8)), atol=1e-6)
-    assert torch.allclose(alone.itself, itself[[2, 0], 3 * 8 + 5].view(2, 1, 8, 8), atol=1e-6)
+    assert torch.allclose(alone.cross_maps, cross[[2, 0]][..., [4, 1]].mT.unflatten(-1, (8, 8)), atol=1e-6)
+    assert torch.allclose(alone.self_maps, itself[[2, 0], 3 * 8 + 5].view(2, 1, 8, 8), atol=1e-6)
     assert block.attn1.heads == 2
 
 
@@ -71,8 +72,9 @@ def test_injected_rows_show_the_map_they_take(unet):
     latents, context = torch.randn(3, 4, 8, 8), torch.randn(3, 5, 24)
     recorder = MapRecorder([0, 1, 2], [1, 2], [(0, 7)], (8, 8))
     unet(latents, torch.tensor(7), context, Injection((0, 1, 0), (0, 1, 1)), recorder)
-    assert torch.equal(recorder.cross[2], recorder.cross[1]) and torch.equal(recorder.itself[2], recorder.itself[0])
-    assert not torch.equal(recorder.cross[0], recorder.cross[1])
+    assert torch.equal(recorder.cross_maps[2], recorder.cross_maps[1])
+    assert torch.equal(recorder.self_maps[2], recorder.self_maps[0])
+    assert not torch.equal(recorder.cross_maps[0], recorder.cross_maps[1])
 
 
 @pytest.mark.parametrize("rigid", [False, True])

@@ -15,7 +15,7 @@ from minibaret import InputError, Savings
 from minibaret.bench.common import peak_bytes
 from minibaret.cli import main
 from minibaret.images import to_pixels
-from minibaret.inversion import ddim_invert, predict, tune_text
+from minibaret.inversion import ddim_invert, tune_text
 from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan
 from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import Scene
@@ -23,6 +23,7 @@ from minibaret.models import tiled_vae
 from minibaret.models.configs import MINIATURE, SD15, VAEConfig
 from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE
+from minibaret.prediction import predict
 from minibaret.schedule import Schedule
 from minibaret.settings import Settings
 from minibaret.weights import MINIATURE_FOLDER, OnDemandModel
@@ -134,18 +135,19 @@ def test_small_losses_have_a_gradient_in_float16(editor):
     """The gradient of a mean squared error of 1e-5 is below what float16 can hold."""
     gradients = []
 
-    def watched(unet, latents, label, text, *more):
+    def watched(unet, latents, timestep, text, *more):
         if torch.is_grad_enabled():
             text.register_hook(gradients.append)
-        return predict(unet, latents, label, text, *more)
+        return predict(unet, latents, timestep, text, *more)
 
     settings, schedule = dataclasses.replace(SHORT, steps=50, inner_steps=1, guidance=7.5), Schedule(50)
-    label = schedule.labels[0]
-    target, null = editor.embed(TEXT), editor.embed("", empty=True)
+    timestep = schedule.timesteps[0]
+    target, null = editor.embed(TEXT), editor.embed("", allow_empty=True)
     latents = torch.randn(1, 4, 16, 16)
     with torch.no_grad():
-        noise = editor.model.unet(latents.repeat(2, 1, 1, 1), torch.tensor(label), torch.cat([null, target]))
-    goal = schedule.step(latents, noise[:1] + 7.5 * (noise[1:] - noise[:1]), label) + 3e-3 * torch.randn(1, 4, 16, 16)
+        noise = editor.model.unet(latents.repeat(2, 1, 1, 1), torch.tensor(timestep), torch.cat([null, target]))
+    goal = schedule.step(latents, noise[:1] + 7.5 * (noise[1:] - noise[:1]), timestep)
+    goal += 3e-3 * torch.randn(1, 4, 16, 16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minibaret.inversion.predict", watched)
         for dtype in (torch.float32, torch.float16):

@@ -7,9 +7,10 @@ import torch
 
 from minibaret import balanced_attention as bam
 from minibaret import baret, transition
-from minibaret.inversion import TunedStep, ddim_invert, guide, predict, tune_text
+from minibaret.inversion import TunedStep, ddim_invert, tune_text
 from minibaret.models import unet as unet_module
 from minibaret.models.injection import Injection
+from minibaret.prediction import guide, predict
 from minibaret.schedule import Schedule
 from minibaret.settings import Settings
 
@@ -83,7 +84,7 @@ def test_tuning_is_the_published_loop(unet):
     trajectory = [start, *ddim_invert(unet, start, target, schedule)]
     latents, embedding = trajectory[-1], target.clone()
     tuned = list(tune_text(unet, trajectory, target, null, schedule, settings))
-    for i, t in enumerate(schedule.labels):
+    for i, t in enumerate(schedule.timesteps):
         embedding = embedding.detach().requires_grad_()
         adam = torch.optim.Adam([embedding], lr=settings.learning_rate)
 
@@ -107,11 +108,11 @@ def test_tuning_is_the_published_loop(unet):
 
 
 def test_eta_has_both_ends_and_is_linear():
-    weights = transition.weights(Settings())
+    weights = transition.etas(Settings())
     assert weights[0] == 0.8 and weights[-1] == pytest.approx(0.1) and len(weights) == 50
     assert weights[1] - weights[0] == pytest.approx(-0.7 / 49) == pytest.approx(weights[40] - weights[39])
-    assert transition.weights(Settings(rigid=True)) == [1.0] * 50
-    assert transition.weights(Settings(steps=1)) == [0.8]
+    assert transition.etas(Settings(rigid=True)) == [1.0] * 50
+    assert transition.etas(Settings(steps=1)) == [0.8]
 
 
 def test_interpolation_goes_from_the_target_to_the_tuned_text():
@@ -130,9 +131,9 @@ def test_without_injection_the_edit_is_plain_guided_sampling_bit_for_bit(unet):
     latents = record.trajectory[-1]
     schedule = Schedule(settings.steps)
     with torch.no_grad():
-        for label in schedule.labels:
-            noise = unet(torch.cat([latents] * 2), torch.tensor(label), torch.cat([null, target]))
-            latents = schedule.step(latents, noise[:1] + settings.guidance * (noise[1:] - noise[:1]), label)
+        for timestep in schedule.timesteps:
+            noise = unet(torch.cat([latents] * 2), torch.tensor(timestep), torch.cat([null, target]))
+            latents = schedule.step(latents, noise[:1] + settings.guidance * (noise[1:] - noise[:1]), timestep)
     assert torch.equal(record.latents["edit"], latents)
 
 
@@ -204,9 +205,9 @@ def test_the_replayed_reconstruction_is_the_one_that_would_be_stepped(unet):
     _, null, _, record = run(unet, SHORT)
     schedule, latents = Schedule(SHORT.steps), record.trajectory[-1]
     with torch.no_grad():
-        for label, tuned in zip(schedule.labels, record.tuned):
-            noise = predict(unet, torch.cat([latents] * 2), label, torch.cat([null, tuned.embedding]))
-            latents = schedule.step(latents, guide(noise[:1], noise[1:], SHORT.guidance), label)
+        for timestep, tuned in zip(schedule.timesteps, record.tuned):
+            noise = predict(unet, torch.cat([latents] * 2), timestep, torch.cat([null, tuned.embedding]))
+            latents = schedule.step(latents, guide(noise[:1], noise[1:], SHORT.guidance), timestep)
             assert torch.allclose(latents, tuned.latents, atol=1e-3)
 
 

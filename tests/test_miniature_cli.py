@@ -71,7 +71,7 @@ def test_training_leaves_a_folder_that_edits(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("measure", "--edits", "2", "--distorted", "3"), "no more distorted edits than edits"),
+        (("measure", "--edits", "2", "--distorted", "3"), "--distorted must be at most --edits, got 3 and 2"),
         (("measure", "--weights", "nowhere"), "nowhere"),
         (("sweep", "--scenes", "none"), "a whole number, at least 1"),
         (("train", "unet", "--hours", "1", "--start", "nowhere"), "no folder nowhere"),

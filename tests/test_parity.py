@@ -24,8 +24,8 @@ from checkpoints import (
 )
 from torch import Tensor
 
-from minibaret.inversion import guide
 from minibaret.models.configs import SD15
+from minibaret.prediction import guide
 from minibaret.schedule import Schedule
 from minibaret.weights import load_model
 
@@ -99,13 +99,14 @@ def test_parameters_are_those_of_the_reference(files, model, reference):
 
 def test_unet(files, model, reference, within):
     other, config = reference("unet"), files[2]
-    for size, labels in (((64, 64), (1, 481, 981)), ((32, 48), (481,))):
+    for size, timesteps in (((64, 64), (1, 481, 981)), ((32, 48), (481,))):
         latents, context = torch.randn(2, 4, *size), torch.randn(2, 77, config.unet.context_width)
-        for label in labels:
+        for timestep in timesteps:
             with torch.no_grad():
-                ours = model.unet(latents, torch.tensor(label), context)
-                theirs = other(latents, label, context).sample
-            within(f"{config.name}: UNet, {size[0]}×{size[1]} latents, batch 2, t {label}", error(ours, theirs), 1e-4)
+                ours = model.unet(latents, torch.tensor(timestep), context)
+                theirs = other(latents, timestep, context).sample
+            what = f"{config.name}: UNet, {size[0]}×{size[1]} latents, batch 2, t {timestep}"
+            within(what, error(ours, theirs), 1e-4)
 
 
 def test_gradient_of_the_text(files, model, reference, within):
@@ -163,14 +164,14 @@ def test_guided_sampling(files, model, reference, within):
     start = torch.randn(1, 4, 32, 32)
     theirs, other = start, reference("unet")
     scheduler.set_timesteps(10)
-    for label in scheduler.timesteps:
-        null, text = other(torch.cat([theirs] * 2), label, context).sample.chunk(2)
-        theirs = scheduler.step(null + 7.5 * (text - null), label, theirs).prev_sample
+    for timestep in scheduler.timesteps:
+        null, text = other(torch.cat([theirs] * 2), timestep, context).sample.chunk(2)
+        theirs = scheduler.step(null + 7.5 * (text - null), timestep, theirs).prev_sample
     ours, schedule = start, Schedule(10)
     context = model.text_encoder(torch.tensor([model.tokenizer(""), model.tokenizer(TEXTS["words"])]))
-    for label in schedule.labels:
-        noise = model.unet(torch.cat([ours] * 2), torch.tensor(label), context)
-        ours = schedule.step(ours, guide(*noise.chunk(2), 7.5), label)
+    for timestep in schedule.timesteps:
+        noise = model.unet(torch.cat([ours] * 2), torch.tensor(timestep), context)
+        ours = schedule.step(ours, guide(*noise.chunk(2), 7.5), timestep)
     within(f"{config.name}: guided sampling, 10 steps, 32×32 latents", error(ours, theirs), 1e-3)
 
 
@@ -217,15 +218,15 @@ def ddim(inverse: bool = False):
 def test_schedule(steps, inverse, within):
     scheduler, schedule = ddim(inverse), Schedule(steps)
     scheduler.set_timesteps(steps)
-    labels = schedule.labels[::-1] if inverse else schedule.labels
-    assert scheduler.timesteps.tolist() == labels
+    timesteps = schedule.timesteps[::-1] if inverse else schedule.timesteps
+    assert scheduler.timesteps.tolist() == timesteps
     ours = theirs = torch.randn(2, 4, 8, 8)
     step = schedule.inverse_step if inverse else schedule.step
-    for label in labels:
+    for timestep in timesteps:
         noise = torch.randn(2, 4, 8, 8)
-        alone = error(step(theirs, noise, label), scheduler.step(noise, label, theirs).prev_sample)
-        assert alone < 2e-5, label
-        ours, theirs = step(ours, noise, label), scheduler.step(noise, label, theirs).prev_sample
+        alone = error(step(theirs, noise, timestep), scheduler.step(noise, timestep, theirs).prev_sample)
+        assert alone < 2e-5, timestep
+        ours, theirs = step(ours, noise, timestep), scheduler.step(noise, timestep, theirs).prev_sample
     name = "DDIMInverseScheduler" if inverse else "DDIMScheduler"
     within(f"{steps} steps in a row against {name}", error(ours, theirs), 1e-4)
 

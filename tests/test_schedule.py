@@ -12,14 +12,14 @@ ANCHORS = {
 def test_cumulative_alphas_are_stable_diffusions():
     alphas = cumulative_alphas()
     assert alphas.dtype == torch.float32 and len(alphas) == 1000
-    for label, value in ANCHORS.items():
-        assert alphas[label].item() == pytest.approx(value, rel=2.1e-6)
+    for timestep, value in ANCHORS.items():
+        assert alphas[timestep].item() == pytest.approx(value, rel=2.1e-6)
 
 
 def test_labels_lead_by_one_and_the_last_step_ends_at_the_first_alpha():
     schedule = Schedule(50)
-    assert schedule.labels == list(range(981, 0, -20))
-    assert Schedule(30).labels[0] == 29 * 33 + 1 and len(Schedule(30).labels) == 30
+    assert schedule.timesteps == list(range(981, 0, -20))
+    assert Schedule(30).timesteps[0] == 29 * 33 + 1 and len(Schedule(30).timesteps) == 30
     assert schedule.alphas(1) == pytest.approx((ANCHORS[1], ANCHORS[0]), rel=2.1e-6)
     assert schedule.alphas(481) == pytest.approx((ANCHORS[481], cumulative_alphas()[461].item()), rel=2.1e-6)
 
@@ -37,11 +37,11 @@ def test_forward_and_inverse_undo_each_other_on_a_linear_noise(steps):
     start = torch.randn(1, 4, 8, 8, dtype=torch.float64)
     latents = start
     noises = []
-    for label in reversed(schedule.labels):
-        noises.append(0.3 * latents + 0.01 * label / 1000)
-        latents = schedule.inverse_step(latents, noises[-1], label)
-    for label in schedule.labels:
-        latents = schedule.step(latents, noises.pop(), label)
+    for timestep in reversed(schedule.timesteps):
+        noises.append(0.3 * latents + 0.01 * timestep / 1000)
+        latents = schedule.inverse_step(latents, noises[-1], timestep)
+    for timestep in schedule.timesteps:
+        latents = schedule.step(latents, noises.pop(), timestep)
     assert torch.allclose(latents, start, atol=1e-9)
 
 

@@ -104,7 +104,7 @@ def test_a_file_that_keeps_something_else_is_left_alone(tmp_path):
     path = tmp_path / "notes.txt"
     for notes in ("first line\nsecond, without an end", '{"of": 3}\n', "[1, 2]\n", '[{"guidance": 5.0}]', "{}"):
         path.write_text(notes)
-        with pytest.raises(InputError, match=r"notes.txt was wanted to keep results in"):
+        with pytest.raises(InputError, match=r"notes.txt should hold kept results"):
             Kept(path, "w")
         assert path.read_text() == notes
 

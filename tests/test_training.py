@@ -244,9 +244,9 @@ def almost(tmp_path):
     stage.latents = torch.zeros_like(stage.latents)
     given = []
 
-    def unet(noisy, labels, texts):
-        noise = noisy / (1 - stage.alphas[labels]).sqrt()[:, None, None, None]
-        given.append((noise, labels, texts))
+    def unet(noisy, timesteps, texts):
+        noise = noisy / (1 - stage.alphas[timesteps]).sqrt()[:, None, None, None]
+        given.append((noise, timesteps, texts))
         return noise + OFF
 
     stage.unet = unet
@@ -276,8 +276,8 @@ def test_of_pictures_as_an_inversion_sees_them_the_unet_learns_the_layout_only(a
     ):  # an error that no block's mean shows, where there is less noise than there should be
         pattern = within_blocks * torch.tensor([1.0, -1.0]).repeat(8)
 
-        def unet(noisy, labels, texts, pattern=pattern):
-            known = answer(noisy, labels, texts)
+        def unet(noisy, timesteps, texts, pattern=pattern):
+            known = answer(noisy, timesteps, texts)
             return known + pattern * (given[-1][0].std((1, 2, 3)) < 0.9)[:, None, None, None]
 
         stage.unet = unet
@@ -297,8 +297,8 @@ def test_an_inversion_finds_the_layout_late():
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(2000, 21, generator=generator)
     noise = couple(torch.randn(2000, 4, 16, 16, generator=generator), numbers)
-    for label, right in ((0, 0.0), (250, 0.5), (999, 1.0)):
-        seen = train_unet.as_an_inversion_guesses(noise, numbers, torch.full((2000,), label), generator)
+    for timestep, right in ((0, 0.0), (250, 0.5), (999, 1.0)):
+        seen = train_unet.as_an_inversion_guesses(noise, numbers, torch.full((2000,), timestep), generator)
         amount = seen.std((1, 2, 3))
         assert amount.mean().item() == pytest.approx(0.5, abs=0.03) and amount.max() < 1.1
         found = read_numbers(seen / amount[:, None, None, None], 21)

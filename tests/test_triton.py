@@ -126,5 +126,5 @@ except ValueError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    said = "attention was wanted from the Triton kernel, but the triton package is not installed"
+    said = "the Triton kernel cannot be used here: the triton package is not installed"
     assert done.stdout.strip() == said

@@ -45,7 +45,7 @@ def read_tokenizer(folder: Path) -> ClipTokenizer:
 def read_config(folder: Path) -> ModelConfig:
     """config.json as dataclasses. Raises InputError where the folder or the file is not what it should be."""
     if not folder.is_dir():
-        raise InputError(f"a folder with {CONFIG} and safetensors files was wanted as weights, {folder} is none")
+        raise InputError(f"weights must be a folder with {CONFIG} and safetensors files, but {folder} is no folder")
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} holds no {CONFIG}, so it is no folder of minibaret weights")
@@ -80,7 +80,7 @@ def _object(values: object, name: str) -> dict:
 def _sizes(part: type, values: dict, name: str) -> object:
     for field in dataclasses.fields(part):
         if field.name in values and not _alike(values[field.name], field.default):
-            kind = f"of the kind of {json.dumps(field.default)}"
+            kind = f"a value like {json.dumps(field.default)}"
             raise ValueError(f"{field.name} of {name} must be {kind}, got {json.dumps(values[field.name])[:40]}")
     return part(**values)
 

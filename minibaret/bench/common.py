@@ -49,7 +49,7 @@ def card(options: argparse.Namespace, packages: Sequence[str] = ("triton",), **m
 
 
 def in_turns(ways: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds a call: every way once or more a round, in turn, so that a busy moment hits all of them."""
+    """Milliseconds per call: every way once or more a round, in turn, so that a busy moment hits all of them."""
     calls = {}
     for name, run in ways.items():
         took = milliseconds(run, 1, device)  # allocates, compiles
@@ -139,7 +139,7 @@ def operators(run: Callable[[], object], most: int = 10) -> dict[str, float]:
 
 
 def print_operators(what: str, columns: dict[str, dict[str, float]]) -> None:
-    """A table of what `operators` found, a column a way."""
+    """A table of what `operators` found, one column per way."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column if name != "other"))
     print(f"\n{f'milliseconds by operator, {what}':>52}" + "".join(f"{way:>26}" for way in columns))
     for name in [*names, "other"]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from .. import balanced_attention as bam
 from .. import baret
 from ..errors import InputError
-from ..inversion import TunedStep, guide, predict
+from ..inversion import TunedStep
 from ..models.unet import UNet
+from ..prediction import guide, predict
 from ..schedule import Schedule
 from ..settings import Settings
 from . import naive
@@ -97,10 +98,10 @@ def invent(
     target, null = torch.randn(2, 1, TEXT, unet.config.context_width, **make)
     latents = torch.randn(1, unet.config.latent_channels, side, side, device=options.device)
     record, schedule = baret.Record([latents]), Schedule(settings.steps)
-    for label in schedule.labels:
+    for timestep in schedule.timesteps:
         tuned = target + 0.1 * torch.randn_like(target)
-        noise = predict(unet, torch.cat([latents] * 2), label, torch.cat([null, tuned]))
-        latents = schedule.step(latents, guide(*noise.chunk(2), settings.guidance), label)
+        noise = predict(unet, torch.cat([latents] * 2), timestep, torch.cat([null, tuned]))
+        latents = schedule.step(latents, guide(*noise.chunk(2), settings.guidance), timestep)
         record.tuned.append(TunedStep(tuned, latents, ()))
     return record, target, null
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .. import transition
 from ..baret import Record
-from ..inversion import guide
 from ..kernels.rows import gather_rows
 from ..models.unet import UNet
+from ..prediction import guide
 from ..schedule import Schedule
 from ..settings import Settings
 
@@ -49,42 +49,42 @@ def edit(
     the edit's row with text takes its maps from those of the others (`rows="cond"`)."""
     schedule, dtype = Schedule(settings.steps), unet.conv_in.weight.dtype
     latents = record.trajectory[-1].repeat(3, 1, 1, 1)  # reconstruction, transition, edit
-    for index, (label, weight) in enumerate(zip(schedule.labels, transition.weights(settings))):
+    for index, (timestep, eta) in enumerate(zip(schedule.timesteps, transition.etas(settings))):
         tuned = record.embeddings[index]
-        context = torch.cat([null] * 3 + [tuned, transition.interpolate(tuned, target, weight), target])
+        context = torch.cat([null] * 3 + [tuned, transition.interpolate(tuned, target, eta), target])
         self_source = SELF_SOURCE if index < settings.self_injections else None
         cross_source = CROSS_SOURCE if index < settings.cross_injections else None
         batch = torch.cat([latents] * 2).to(dtype)
-        noise = forward(unet, batch, label, context.to(dtype), attend, self_source, cross_source).float()
-        latents = schedule.step(latents, guide(*noise.chunk(2), settings.guidance), label)
+        noise = forward(unet, batch, timestep, context.to(dtype), attend, self_source, cross_source).float()
+        latents = schedule.step(latents, guide(*noise.chunk(2), settings.guidance), timestep)
         yield latents[2:]
 
 
 def forward(
     unet: UNet,
     latents: Tensor,
-    label: int,
+    timestep: int,
     context: Tensor,
     attend: Attend,
     self_source: Sequence[int] | None,
     cross_source: Sequence[int] | None,
 ) -> Tensor:
     """The UNet, written out once more, with the attention that is given."""
-    time = unet.time_embedding(torch.full((len(latents),), label, device=latents.device))
+    time = unet.time_embedding(torch.full((len(latents),), timestep, device=latents.device))
 
     def layer(block: nn.Module, index: int, x: Tensor) -> Tensor:
         x = block.resnets[index](x, time)
         return transform(block.attentions[index], x) if hasattr(block, "attentions") else x
 
     def transform(module: nn.Module, x: Tensor) -> Tensor:
-        batch, width, height, _ = x.shape
+        batch, channels, height, width = x.shape
         inner, h = module.transformer_blocks[0], module.proj_in(module.norm(x))
-        h = h.permute(0, 2, 3, 1).reshape(batch, -1, width)  # [B, N, C]
+        h = h.permute(0, 2, 3, 1).reshape(batch, -1, channels)  # [B, N, C]
         own = inner.norm1(h)
         h = h + attention(inner.attn1, own, own, self_source)
         h = h + attention(inner.attn2, inner.norm2(h), context, cross_source)
         h = h + inner.ff(inner.norm3(h))
-        return x + module.proj_out(h.view(batch, height, -1, width).permute(0, 3, 1, 2).contiguous())
+        return x + module.proj_out(h.view(batch, height, width, channels).permute(0, 3, 1, 2).contiguous())
 
     def attention(site: nn.Module, x: Tensor, context: Tensor, source: Sequence[int] | None) -> Tensor:
         projected = site.to_q(x), site.to_k(context), site.to_v(context)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inversion import guide
+from ..prediction import guide
 from ..schedule import Schedule
 from ..settings import Settings
 
@@ -26,24 +26,20 @@ def tune_null(
     where the published loop predicts it once a time step.
     """
     schedule = Schedule(settings.steps)
-    for index, label in enumerate(schedule.labels):
-        latents, goal, timestep = (
-            trajectory[-1 - index],
-            trajectory[-2 - index],
-            torch.tensor(label, device=null.device),
-        )
+    for index, timestep in enumerate(schedule.timesteps):
+        latents, goal, time = trajectory[-1 - index], trajectory[-2 - index], torch.tensor(timestep, device=null.device)
         null = null.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([null], lr=1e-2 * (1 - index / 100))
         if not both_rows:
             with torch.no_grad():
-                noise_text = unet(latents, timestep, text)
+                noise_text = unet(latents, time, text)
         for _ in range(settings.inner_steps):
             if both_rows:
-                noise = unet(torch.cat([latents] * 2), timestep, torch.cat([null, text]))
-                moved = schedule.step(latents, guide(*noise.chunk(2), settings.guidance), label)
+                noise = unet(torch.cat([latents] * 2), time, torch.cat([null, text]))
+                moved = schedule.step(latents, guide(*noise.chunk(2), settings.guidance), timestep)
             else:
-                noise = guide(unet(latents, timestep, null), noise_text, settings.guidance)
-                moved = schedule.step(latents, noise, label)
+                noise = guide(unet(latents, time, null), noise_text, settings.guidance)
+                moved = schedule.step(latents, noise, timestep)
             loss = F.mse_loss(moved, goal)
             optimizer.zero_grad()
             loss.backward()

@@ -105,7 +105,7 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def iterations(way: str, network: nn.Module, config: UNetConfig, side: int, options) -> Iterator[float]:
-    """Yields the milliseconds of an inner iteration, one a time step, without end."""
+    """Yields the milliseconds of an inner iteration, one per time step, without end."""
     torch.manual_seed(0)
     settings = Settings(inner_steps=1, tolerance=(0.0, 0.0))
     target, null = torch.randn(2, 1, TEXT, config.context_width, device=options.device, dtype=options.dtype)

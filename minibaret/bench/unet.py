@@ -41,8 +41,8 @@ def bench(options: argparse.Namespace) -> None:
         make = {"device": options.device, "dtype": options.dtype}
         latents = torch.randn(len(rows), config.unet.latent_channels, side, side, **make)
         text = unet.project_text(torch.randn(len(rows), TEXT, config.unet.context_width, **make))
-        label = torch.tensor(501, device=options.device)
-        return lambda: unet(latents, label, text, injection)
+        timestep = torch.tensor(501, device=options.device)
+        return lambda: unet(latents, timestep, text, injection)
 
     runs = {name: forward(*batch) for name, batch in batches.items()}
     times = in_turns(runs, options.rounds, options.device)

@@ -42,14 +42,14 @@ def main() -> None:
     command = commands.add_parser("measure", help="the whole table: networks and edits on held-out scenes")
     command.add_argument("--scenes", type=_count, default=200, help="for the networks by themselves (default 200)")
     command.add_argument("--edits", type=_count, default=200, help="scenes of each kind of edit (default 200)")
-    command.add_argument("--distorted", type=_count, metavar="N", help="scenes a distortion (default: as --edits)")
+    command.add_argument("--distorted", type=_count, metavar="N", help="scenes per distortion (default: as --edits)")
     command.add_argument("--json", action="store_true", help="print the table as one JSON line last")
     _add_workers(command)
     command.set_defaults(run=_measure, left=KEEPING)
 
     command = commands.add_parser("sweep", help="score settings on scenes kept for that")
     command.add_argument("--kind", choices=KINDS, default="posture", help="what is edited (default %(default)s)")
-    command.add_argument("--scenes", type=_count, default=24, help="edits a setting; fewer tell little (default 24)")
+    command.add_argument("--scenes", type=_count, default=24, help="edits per setting; fewer tell little (default 24)")
     which = command.add_mutually_exclusive_group()
     which.add_argument("--settings", type=Path, metavar="FILE", help="a JSON list of settings to try, or sweep.json")
     which.add_argument("--random", type=_count, metavar="N", help="try N at random; without, one change at a time")
@@ -119,7 +119,7 @@ def _measure(options: argparse.Namespace) -> None:
 
     distorted = options.edits if options.distorted is None else options.distorted
     if distorted > options.edits:
-        raise InputError(f"no more distorted edits than edits were wanted, got {distorted} and {options.edits}")
+        raise InputError(f"--distorted must be at most --edits, got {distorted} and {options.edits}")
     editor, tower = load(options.weights, "cpu"), load_image_encoder(options.weights)
     kept = Kept(options.keep, fingerprint(options.weights))
     counts = (options.scenes, options.edits, distorted)

@@ -54,7 +54,7 @@ class Kept:
             except (ValueError, TypeError, KeyError):
                 ours = False
             if not ours:
-                raise InputError(f"{path} was wanted to keep results in, but holds something else")
+                raise InputError(f"{path} should hold kept results, but holds something else")
             if rest:
                 os.truncate(path, path.stat().st_size - len(rest))
         elif path:

@@ -45,7 +45,7 @@ def measure(editor: Editor, tower: ImageTower, count: int, watch: Count = nobody
 
 def generate(editor: Editor, scenes: list[Scene]) -> Iterator[Image.Image]:
     """A picture from each scene's caption, at the model's own guidance."""
-    side, null = editor.config.image_size // editor.config.latent_factor, editor.embed("", empty=True)
+    side, null = editor.config.image_size // editor.config.latent_factor, editor.embed("", allow_empty=True)
     guidance = editor.settings().guidance
     for start in range(0, len(scenes), BATCH):
         texts = torch.cat([editor.embed(scene.caption()) for scene in scenes[start : start + BATCH]])

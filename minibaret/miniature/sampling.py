@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..inversion import guide
 from ..models.unet import UNet
+from ..prediction import guide
 from ..schedule import Schedule
 
 
@@ -15,7 +15,7 @@ def sample(unet: UNet, texts: Tensor, null: Tensor, side: int, steps: int, guida
     latents = torch.randn(len(texts), unet.config.latent_channels, side, side, generator=generator)
     context = torch.cat([null.expand_as(texts), texts])
     schedule = Schedule(steps)
-    for label in schedule.labels:
-        noise_null, noise_text = unet(torch.cat([latents] * 2), torch.tensor(label), context).chunk(2)
-        latents = schedule.step(latents, guide(noise_null, noise_text, guidance), label)
+    for timestep in schedule.timesteps:
+        noise_null, noise_text = unet(torch.cat([latents] * 2), torch.tensor(timestep), context).chunk(2)
+        latents = schedule.step(latents, guide(noise_null, noise_text, guidance), timestep)
     return latents

@@ -120,7 +120,7 @@ def sweep(
 
 
 def chart(lines: Sequence[dict], in_use: dict[str, Settings]) -> Image.Image:
-    """Success against background PSNR, a numbered dot a line, one chart for each kind and number of scenes.
+    """Success against background PSNR, one numbered dot per line, one chart for each kind and number of scenes.
 
     in_use: each kind's settings at present; their dot is filled, and the others named by what they change.
     """
@@ -144,7 +144,7 @@ def _chart(kind: str, scenes: int, lines: Sequence[dict], in_use: Settings) -> I
     ]
     marked = changes.index({}) if {} in changes else None
     doubt = 196 * 0.5 / scenes**0.5  # points, two standard errors of a share of one half
-    title = f"{kind} edits of {scenes} sweep scenes, a dot a setting (success is known to ± {doubt:.0f} points)"
+    title = f"{kind} edits of {scenes} sweep scenes, one dot per setting (success is known to ± {doubt:.0f} points)"
     return scatter(points, labels, title, "background PSNR, dB", "success, %", (0, 100), marked)
 
 

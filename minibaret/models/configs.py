@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class UNetConfig:
     latent_channels: int = 4
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one a level, finest first
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one per level, finest first
     attention: tuple[bool, ...] = (True, True, True, False)  # levels with spatial transformers
-    layers_per_block: int = 2  # ResBlocks a level on the way down; one more on the way up
+    layers_per_block: int = 2  # ResBlocks per level on the way down; one more on the way up
     heads: int = 8
     context_width: int = 768
     groups: int = 32
@@ -28,7 +28,7 @@ class TextEncoderConfig:
 class VAEConfig:
     latent_channels: int = 4
     channels: tuple[int, ...] = (128, 256, 512, 512)  # finest first; the picture is halved between levels: f = 8
-    layers_per_block: int = 2  # ResBlocks a level in the encoder; one more in the decoder
+    layers_per_block: int = 2  # ResBlocks per level in the encoder; one more in the decoder
     groups: int = 32
     scaling_factor: float = 0.18215  # 1 / standard deviation of the latents
 

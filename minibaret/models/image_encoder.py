@@ -45,7 +45,7 @@ class ImageTower(nn.Module):
         self.text_projection = nn.Linear(text.width, image.width, bias=False)
 
     def project_text(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """Token embeddings (B, n, width), read off at one position a row → (B, shared width), length 1."""
+        """Token embeddings (B, n, width), read off at one position per row → (B, shared width), length 1."""
         chosen = hidden[torch.arange(len(hidden), device=hidden.device), positions]
         return F.normalize(self.text_projection(chosen).float(), dim=-1)
 

@@ -37,12 +37,20 @@ Carry = dict[nn.Module, tuple[Tensor, Tensor]]  # queries and keys, by the site 
 
 @dataclass(frozen=True)
 class Share:
-    """What the rows of one forward do at every site of a kind: some project queries and keys; these, after those that
-    earlier forwards left, are the maps to choose from; each row takes one; some are left for the next forward."""
+    """How the rows of one forward share queries and keys, at every self- or every cross-attention site. For example
+    five rows with source (0, 1, 2, 3, 0), so that the last takes the map of the first:
 
-    project: tuple[int, ...]  # rows of the batch
-    source: tuple[int, ...]  # for each row of the batch, which of the maps
-    keep: tuple[int, ...]  # which of the maps
+        all in one forward     project (0, 1, 2, 3)   source (0, 1, 2, 3, 0)   keep ()
+        in pieces: rows 0, 1   project (0, 1)         source (0, 1)            keep (0,)
+                   rows 2, 3   project (0, 1)         source (1, 2)            keep (0,)
+                   row 4       project ()             source (0,)              keep ()
+
+    The maps to choose from are the queries and keys that were carried here, then those projected in this forward.
+    """
+
+    project: tuple[int, ...]  # rows of this forward whose own queries and keys are needed
+    source: tuple[int, ...]  # for each row of this forward, the place of its map among those to choose from
+    keep: tuple[int, ...]  # places of those that later forwards need, to be carried on
     carry: Carry = field(compare=False)
 
     @classmethod
@@ -59,7 +67,7 @@ class Share:
         )
 
     def exchange(self, site: nn.Module, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows' own queries and keys → all maps to choose from; those of later use go into the carry."""
+        """Puts the carried queries and keys before those just projected, and carries on those that are needed later."""
         if site in self.carry:
             q, k = (torch.cat(pair) for pair in zip(self.carry.pop(site), (q, k)))
         if self.keep:

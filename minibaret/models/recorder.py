@@ -27,13 +27,13 @@ class MapRecorder:
         self._sums: dict[str, Tensor] = {}
         self._sites: dict[str, int] = {}
 
-    def cross_site(self, q: Tensor, k: Tensor, source: Sequence[int] | None) -> None:
+    def record_cross(self, q: Tensor, k: Tensor, source: Sequence[int] | None) -> None:
         level = self._level(q.shape[1])
         if self.tokens and self._wanted(level):
             maps = attention_maps(*self._taken(q, k, source), keys=self.tokens)  # [rows, h w, tokens]
             self._add("cross", maps.mT, level)
 
-    def self_site(self, q: Tensor, k: Tensor, source: Sequence[int] | None) -> None:
+    def record_self(self, q: Tensor, k: Tensor, source: Sequence[int] | None) -> None:
         level = self._level(q.shape[1])
         if self.points and self._wanted(level):
             width = self.grid[1] >> level
@@ -42,12 +42,12 @@ class MapRecorder:
             self._add("self", maps / 4**level, level)  # a coarse pixel's part is that of the 4^level under it
 
     @property
-    def cross(self) -> Tensor:
+    def cross_maps(self) -> Tensor:
         """(rows, tokens, h, w): how much each pixel looks at each token, mean of the sites."""
         return self._sums["cross"] / self._sites["cross"]
 
     @property
-    def itself(self) -> Tensor:
+    def self_maps(self) -> Tensor:
         """(rows, points, h, w): how much each point looks at each pixel, mean of the sites."""
         return self._sums["self"] / self._sites["self"]
 

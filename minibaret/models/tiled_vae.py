@@ -76,8 +76,8 @@ def _convolve(x: Tensor, conv: nn.Conv2d, norm: nn.GroupNorm | None = None) -> T
 
 
 def _upsample(x: Tensor, sampler: Upsample) -> Tensor:
-    batch, width, height, across = x.shape
-    out = x.new_empty(batch, width, 2 * height, 2 * across)
+    batch, channels, height, width = x.shape
+    out = x.new_empty(batch, channels, 2 * height, 2 * width)
     for begin, end, window in _windows(x, enlarged=4):
         rows = F.interpolate(window, scale_factor=2.0, mode="nearest")
         rows = rows[:, :, begin > 0 : rows.shape[2] - (end < height)]  # of a neighbour's two rows only the nearer
@@ -86,8 +86,8 @@ def _upsample(x: Tensor, sampler: Upsample) -> Tensor:
 
 
 def _downsample(x: Tensor, sampler: Downsample) -> Tensor:
-    batch, width, height, across = x.shape
-    out = x.new_empty(batch, width, height // 2, across // 2)
+    batch, channels, height, width = x.shape
+    out = x.new_empty(batch, channels, height // 2, width // 2)
     step = _strip_rows(x)
     for begin in range(0, height // 2, step):
         rows = x[:, :, 2 * begin : 2 * (begin + step) + 1]

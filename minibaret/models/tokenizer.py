@@ -1,7 +1,7 @@
 """CLIP's tokenizer on the `tokenizers` library: lower-cased byte-level BPE, 77 ids, padded with the end token.
 
-The vocabulary follows from merges.txt alone, in CLIP's order: 256 bytes, 256 bytes that end a word, one entry a merge,
-the start token, the end token.
+The vocabulary follows from merges.txt alone, in CLIP's order: 256 bytes, 256 bytes that end a word, one entry per
+merge, the start token, the end token.
 """
 
 import json

@@ -19,9 +19,9 @@ from .injection import NO_INJECTION, Injection, Share
 from .layers import Downsample, ResnetBlock, Upsample
 from .recorder import MapRecorder
 
-KeysValues = tuple[Tensor, Tensor]  # of a text at one cross-attention site, [B, 77, H, D] each
-Text = list[KeysValues]  # of a text at every cross-attention site, in the order of the forward
-Shares = tuple[Share | None, Share | None]  # of the self- and of the cross-attention
+KeysValues = tuple[Tensor, Tensor]  # of one text at one cross-attention site, [B, 77, H, D] each
+ProjectedText = list[KeysValues]  # of one text at every cross-attention site, in the order that `forward` meets them
+Shares = tuple[Share | None, Share | None]  # for self-attention, for cross-attention
 
 
 class UNet(nn.Module):
@@ -67,7 +67,7 @@ class UNet(nn.Module):
         self,
         latents: Tensor,
         timesteps: Tensor,
-        text: Tensor | Text,
+        text: Tensor | ProjectedText,
         injection: Injection = NO_INJECTION,
         recorder: MapRecorder | None = None,
     ) -> Tensor:
@@ -96,7 +96,7 @@ class UNet(nn.Module):
                 x = block.upsamplers[0](x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def project_text(self, context: Tensor) -> Text:
+    def project_text(self, context: Tensor) -> ProjectedText:
         """Embeddings (B, 77, width) → the keys and values of every cross-attention site. They do not depend on latents
         or time step, so a text that stays the same is projected once."""
         blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
@@ -108,7 +108,7 @@ class UNet(nn.Module):
         return self.conv_in.weight.dtype
 
 
-def join_texts(texts: Sequence[Text]) -> Text:
+def join_texts(texts: Sequence[ProjectedText]) -> ProjectedText:
     """Projected texts as the rows of one batch."""
     return [tuple(torch.cat(rows) for rows in zip(*site)) for site in zip(*texts)]
 
@@ -171,12 +171,12 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, text: KeysValues, shares: Shares, recorder: MapRecorder | None) -> Tensor:
-        batch, width, height, _ = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, -1, width)  # [B, HW, C], no copy when channels_last
-        tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, -1, channels)  # [B, HW, C], no copy when channels_last
+        tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)  # the 1×1 convolution, on tokens
         tokens = self.transformer_blocks[0](tokens, text, shares, recorder)
         tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
-        return x + tokens.view(batch, height, -1, width).permute(0, 3, 1, 2)
+        return x + tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class TransformerBlock(nn.Module):
@@ -190,15 +190,16 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, text: KeysValues, shares: Shares, recorder: MapRecorder | None) -> Tensor:
-        itself, cross = shares
-        x = x + self.attn1(self.norm1(x), None, itself, recorder and recorder.self_site)
-        x = x + self.attn2(self.norm2(x), text, cross, recorder and recorder.cross_site)
+        self_share, cross_share = shares
+        x = x + self.attn1(self.norm1(x), None, self_share, recorder and recorder.record_self)
+        x = x + self.attn2(self.norm2(x), text, cross_share, recorder and recorder.record_cross)
         return x + self.ff(self.norm3(x))
 
 
 class Attention(nn.Module):
     """Multi-head attention from x to a text, or to x itself where there is none. With a share, only the rows whose maps
-    are taken project queries and keys. watch(q, k, source), if given, is called with what the maps come from."""
+    are taken project queries and keys. record(q, k, source), if given, is called with the queries and keys of all maps
+    to choose from, and each row's choice."""
 
     implementation = "auto"  # of `minibaret.kernels.attention`
 
@@ -217,7 +218,7 @@ class Attention(nn.Module):
         x: Tensor,
         text: KeysValues | None = None,
         share: Share | None = None,
-        watch: Callable[[Tensor, Tensor, Sequence[int] | None], None] | None = None,
+        record: Callable[[Tensor, Tensor, Sequence[int] | None], None] | None = None,
     ) -> Tensor:
         mapped = x if share is None else take_rows(x, share.project)
         q = self._split(self.to_q(mapped))
@@ -228,8 +229,8 @@ class Attention(nn.Module):
         if share is not None:
             q, k = share.exchange(self, q, k)
         source = share and share.source
-        if watch is not None:
-            watch(q, k, source)
+        if record is not None:
+            record(q, k, source)
         return self.to_out[0](attention(q, k, v, source, self.implementation).flatten(2))
 
     def project(self, context: Tensor) -> KeysValues:

@@ -1,12 +1,13 @@
-"""The training loop that every stage shares: resumable, bounded by hours, one single-threaded worker process a core.
+"""The training loop that every stage shares: resumable, bounded by hours, one single-threaded worker process per core.
 
-Workers hold a copy of the modules each and average their gradients after every backward. One thread a worker, because
+Workers hold a copy of the modules each and average their gradients after every backward. One thread per worker, because
 two OpenMP threads that share a small step wait for each other longer than they work.
 """
 
 import json
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,11 @@ LOG_EVERY = 20  # steps
 
 
 class Stage(ABC):
-    """One thing to train: `modules`, a `loss` a batch, sample pictures and what is shipped in the end."""
+    """One thing to train: `modules`, a `loss` per batch, sample pictures and what is shipped in the end."""
 
     name: str
     learning_rate = 1e-3
-    batch = 32  # pictures a step, over all workers
+    batch = 32  # pictures per step, over all workers
     ema = 0.999
     parts: tuple[str, ...] = ()  # files that `export` writes and `read` reads, without .safetensors
     modules: nn.ModuleDict
@@ -107,7 +108,18 @@ def train(
         mp.spawn(_work, (stage, arguments, hours, runs, weights, workers, first, meeting), nprocs=workers, daemon=True)
 
 
-def _work(rank: int, make_stage, arguments, hours, runs: Path, weights: Path, workers, first, meeting) -> None:
+def _work(
+    rank: int,
+    make_stage: Callable[..., Stage],
+    arguments: tuple,
+    hours: float,
+    runs: Path,
+    weights: Path,
+    workers: int,
+    first: dict[str, Tensor] | None,
+    meeting: tuple,
+) -> None:
+    """One worker. first: weights to begin with; meeting: the barrier and the queue that `MeanOverWorkers` wants."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     stage: Stage = make_stage(*arguments)
@@ -178,7 +190,7 @@ def learning_rate(peak: float, step: int, fraction: float, warmup: int = 100) ->
 
 
 class MeanOverWorkers:
-    """The mean of one vector a worker, taken in memory that all workers share."""
+    """The mean of one vector per worker, taken in memory that all workers share."""
 
     def __init__(self, rank: int, workers: int, size: int, barrier, queue):
         if rank == 0:

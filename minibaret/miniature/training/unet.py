@@ -25,8 +25,8 @@ EMPTY_CAPTIONS = 0.1
 SNR_LIMIT = 5.0  # min-SNR weighting (Hang et al. 2023)
 HIGH_NOISE_POWER = -0.75  # of the signal-to-noise ratio, the weight where it is below 1: there the layout is decided
 LAYOUT_WEIGHT = 0.3  # of the squared error of the numbers that the noise tells, at every noise level the same
-# Of the pictures, those seen as an inversion sees them, with the empty text. They are not asked for their noise but for
-# its numbers alone: for the empty text the UNet so becomes a little less, and a little more, than a noise predictor.
+# The part of the pictures that is shown as DDIM inversion sees them, with the empty text. Their loss asks only for the
+# layout's numbers, not for the rest of the noise: for the empty text the UNet is then not exactly a noise predictor.
 INVERTED_SHARE = 0.25
 OMISSION_ODDS = (0.76, 0.08, 0.08, 0.08)  # whole captions, and those that leave out colour, ground or both
 
@@ -54,23 +54,24 @@ class UNetStage(Stage):
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         indices = torch.randint(len(self.latents), (batch,), generator=generator)
-        labels = torch.randint(TRAINING_STEPS, (batch,), generator=generator)
-        alphas = self.alphas[labels][:, None, None, None]
+        timesteps = torch.randint(TRAINING_STEPS, (batch,), generator=generator)
+        alphas = self.alphas[timesteps][:, None, None, None]
         latents, numbers = self.latents[indices].float(), self.numbers[indices]
         inverted = torch.rand(batch, generator=generator) < INVERTED_SHARE
         empty = torch.rand(batch, generator=generator) < EMPTY_CAPTIONS
         texts = self._captions(indices, inverted | empty, generator)
 
         noise = couple(torch.randn(latents.shape, generator=generator), numbers)
-        guess = as_an_inversion_guesses(noise, numbers, labels, generator)
+        guess = as_an_inversion_guesses(noise, numbers, timesteps, generator)
         shown = torch.where(inverted[:, None, None, None], guess, noise)
-        residual = self.unet(alphas.sqrt() * latents + (1 - alphas).sqrt() * shown, labels, texts).float() - noise
+        residual = self.unet(alphas.sqrt() * latents + (1 - alphas).sqrt() * shown, timesteps, texts).float() - noise
         error = residual.square().mean((1, 2, 3)) * ~inverted / (1 - INVERTED_SHARE)
         layout_error = read_numbers(residual).square().mean(1)
+        # `error` leaves out the inverted pictures; what it is divided by makes its mean that over the others
         loss = (error * noise_weight((alphas / (1 - alphas)).flatten()) + LAYOUT_WEIGHT * layout_error).mean()
         figures = {
             "error": error.mean(),
-            "noisy": 2 * (error * (labels >= 500)).mean(),
+            "noisy": 2 * (error * (timesteps >= 500)).mean(),
             "layout": (layout_error * inverted).sum() / inverted.sum().clamp(min=1),
         }
         return loss, {name: value.item() for name, value in figures.items()}
@@ -97,10 +98,10 @@ class UNetStage(Stage):
         save_config(dataclasses.replace(MINIATURE, vae=self.vae_config, defaults=defaults), weights)
 
 
-def as_an_inversion_guesses(noise: Tensor, numbers: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """A rough stand-in, not measured on inversions, for what one has made of the noise when it comes to a label: less
-    than there is, and numbers of the layout that are the less right the nearer it still is to the picture."""
-    share = (labels / TRAINING_STEPS)[:, None]
+def as_an_inversion_guesses(noise: Tensor, numbers: Tensor, timesteps: Tensor, generator: torch.Generator) -> Tensor:
+    """A rough stand-in, not measured, for the noise that DDIM inversion has built up when it reaches a timestep: weaker
+    than the real noise, with numbers of the layout that are less accurate the closer it still is to the picture."""
+    share = (timesteps / TRAINING_STEPS)[:, None]
     guess = share.sqrt() * numbers + (1 - share).sqrt() * torch.randn(numbers.shape, generator=generator)
     return torch.rand(len(noise), 1, 1, 1, generator=generator) * couple(noise, guess)
 
