@@ -79,6 +79,8 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return "it has no backward pass and an input needs a gradient"
     if q.shape[-1] % CHUNK or q.shape[-1] > MAX_FEATURES:
         return f"it takes head dimensions that are multiples of 8 up to {MAX_FEATURES}, got {q.shape[-1]}"
+    if v.shape[0] * q[0].numel() >= 2**31:
+        return f"it writes less than 2**31 elements, asked for {v.shape[0] * q[0].numel()}"
     for name, x in (("q", q), ("k", k), ("v", v)):
         if _span(x) >= 2**31:
             return f"it takes tensors that span less than 2**31 elements of memory, {name} spans {_span(x)}"

@@ -89,7 +89,7 @@ class Editor:
         too, and only target-text inversion runs. A step's latents are the run's own; what is written to them changes
         it. Raises InputError, when the first step is asked for, for a picture that cannot be read, a text that is empty
         or too long, sizes, pictures or maps that do not fit, and an inversion that belongs to something else; later,
-        where the loss of target-text inversion is no number any more.
+        where the loss of target-text inversion, or a number of the picture, is not finite any more.
         """
         if any(name not in bam.PROCESSES for name in pictures):
             raise InputError(f"pictures must be a tuple with names of {', '.join(bam.PROCESSES)}, got {pictures!r}")

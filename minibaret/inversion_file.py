@@ -126,7 +126,9 @@ def load_inversion(path: str | Path) -> Inversion:
     try:
         origin = Origin.from_json(metadata["origin"])
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{path} was written by another minibaret, which keeps other facts of an inversion") from None
+        raise InputError(
+            f"{path} was written by another version of minibaret, which records an inversion's origin differently"
+        ) from None
     return Inversion(origin, _each(tensors["trajectory"]), _tuned_steps(tensors), name=str(path))
 
 

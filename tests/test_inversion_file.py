@@ -189,7 +189,7 @@ def test_damaged_files_are_refused_and_left_alone(tmp_path, small, picture):
         "sha256": inversion_file._digest(strange, tensors),
     }
     save_file(tensors, path, facts)
-    with pytest.raises(minibaret.InputError, match="was written by another minibaret"):
+    with pytest.raises(minibaret.InputError, match="was written by another version of minibaret"):
         load_inversion(path)
     index = tmp_path / "dog.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": path.name}}))

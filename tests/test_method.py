@@ -108,9 +108,9 @@ def test_tuning_is_the_published_loop(unet):
 
 
 def test_eta_has_both_ends_and_is_linear():
-    weights = transition.etas(Settings())
-    assert weights[0] == 0.8 and weights[-1] == pytest.approx(0.1) and len(weights) == 50
-    assert weights[1] - weights[0] == pytest.approx(-0.7 / 49) == pytest.approx(weights[40] - weights[39])
+    etas = transition.etas(Settings())
+    assert etas[0] == 0.8 and etas[-1] == pytest.approx(0.1) and len(etas) == 50
+    assert etas[1] - etas[0] == pytest.approx(-0.7 / 49) == pytest.approx(etas[40] - etas[39])
     assert transition.etas(Settings(rigid=True)) == [1.0] * 50
     assert transition.etas(Settings(steps=1)) == [0.8]
 

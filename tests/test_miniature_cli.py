@@ -90,7 +90,7 @@ def test_a_worker_that_is_killed_is_said(monkeypatch, capsys):
 
     monkeypatch.setattr(command, "_measure", broken)
     assert run(monkeypatch, "measure") == 2
-    assert "a worker process was ended, as it is where memory runs out; with --keep FILE" in capsys.readouterr().err
+    assert "a worker process was killed, probably because memory ran out; with --keep FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["sweep", "curves"])

@@ -16,7 +16,7 @@ def test_cumulative_alphas_are_stable_diffusions():
         assert alphas[timestep].item() == pytest.approx(value, rel=2.1e-6)
 
 
-def test_labels_lead_by_one_and_the_last_step_ends_at_the_first_alpha():
+def test_timesteps_lead_by_one_and_the_last_step_ends_at_the_first_alpha():
     schedule = Schedule(50)
     assert schedule.timesteps == list(range(981, 0, -20))
     assert Schedule(30).timesteps[0] == 29 * 33 + 1 and len(Schedule(30).timesteps) == 30

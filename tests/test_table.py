@@ -14,7 +14,7 @@ from minibaret.miniature import curves, edits, sweep, table
 from minibaret.miniature.charts import FINE, plain, scatter, ticks
 from minibaret.miniature.edits import Edit, Kept, score_edits
 from minibaret.miniature.table import Row, as_json, as_text, edit_rows
-from minibaret.miniature.workers import in_workers
+from minibaret.miniature.workers import ENVIRONMENT, in_workers
 from minibaret.miniature.world import tasks
 from minibaret.miniature.world.distortions import DISTORTIONS
 from minibaret.miniature.world.fingerprint import fingerprint
@@ -163,13 +163,13 @@ def test_the_fingerprint_follows_the_world_the_tasks_and_the_distortions(monkeyp
     assert fingerprint(MINIATURE_FOLDER) == shipped
 
 
-def threads(number: int) -> tuple[int, int]:
-    return number, torch.get_num_threads()
+def threads(number: int) -> tuple[int, int, dict[str, str]]:
+    return number, torch.get_num_threads(), {name: os.environ[name] for name in ENVIRONMENT}
 
 
 def test_workers_have_one_thread_and_answer_in_order():
     before = dict(os.environ)
-    assert list(in_workers(threads, [(5,), (3,), (4,)], workers=2)) == [(5, 1), (3, 1), (4, 1)]
+    assert list(in_workers(threads, [(5,), (3,), (4,)], workers=2)) == [(n, 1, ENVIRONMENT) for n in (5, 3, 4)]
     assert dict(os.environ) == before
 
 

@@ -81,7 +81,7 @@ def main() -> None:
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except BrokenProcessPool:
-        parser.error(f"a worker process was ended, as it is where memory runs out; {options.left}")
+        parser.error(f"a worker process was killed, probably because memory ran out; {options.left}")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: stopped; {options.left}\n")
 

@@ -1,4 +1,4 @@
-"""Worker processes of one thread each: two that share a small step wait for each other longer than they work."""
+"""Worker processes of one thread each: two threads that share a small step wait longer than they work."""
 
 import contextlib
 import multiprocessing as mp
