@@ -20,6 +20,7 @@ setup(
         "safetensors>=0.4",
         "tokenizers>=0.15",
         "numpy",
+        "tqdm",
         "pillow>=10",
         'triton>=3.0; platform_system == "Linux" and platform_machine == "x86_64"',
     ],

@@ -8,21 +8,21 @@ result.image.save("edited.png")
 
 from .editor import Editor
 from .errors import InputError
-from .inversion_file import Inversion, load_inversion
+from .inversion import Inversion, load_inversion
 from .loading import load
 from .maps import MapRequest
 from .memory import Savings
 from .result import Result
-from .settings import Settings
+from .methods import METHODS
 
 __all__ = [
+    "METHODS",
     "Editor",
     "InputError",
     "Inversion",
     "MapRequest",
     "Result",
     "Savings",
-    "Settings",
     "load",
     "load_inversion",
 ]

@@ -1,29 +1,27 @@
-"""`Editor`: a model and what stands around it, from a picture and a sentence to the edited picture."""
+"""`Editor`: weights and what stands around them, from a picture and a prompt to the edited picture."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Generator
-from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from . import balanced_attention as bam
-from . import baret
 from .errors import InputError
 from .files import check_place
-from .images import FITS, fit_image, read_image, to_image, to_pixels, to_rgb
-from .inversion_file import Inversion, check_name, keep, resume
+from .images import FITS, fit_image, read_image, to_rgb
+from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inversion, unfinished_path
 from .maps import MapCollector, MapRequest, check_request, find_words
-from .memory import NO_SAVINGS, Savings, Work, estimate, peak_memory, plan, trim
-from .models import tiled_vae
-from .models.tokenizer import TextTooLong, is_unicode
-from .origin import TUNING_SETTINGS, Origin
-from .progress import Clock, relay, run_to_end
+from .memory import NO_SAVINGS, Savings, Work, estimate, peak_memory, plan
+from .methods import Job, Knobs, Method, find
+from .pipeline import StableDiffusion
+from .progress import Clock, run_to_end
 from .result import Result
-from .settings import Settings
+from .sampler import Step
 from .weights import Model, OnDemandModel
+from .weights.folder import tuples
+
+ALL = "all"  # pictures: of every branch that a method has
+BRANCHES = ("reconstruction", "transition", "source")  # that methods name, beside the edit
 
 
 class Editor:
@@ -37,259 +35,235 @@ class Editor:
         """savings: of memory, on_demand and unet_dtype only with an OnDemandModel. memory_limit: bytes, with an
         OnDemandModel: every edit adds the savings that it needs; the UNet's dtype is among them unless
         `dtype_is_fixed`."""
-        self.model = model
-        self.config = model.config
-        self.device = model.device
-        self.savings = self._asked = savings
-        self.memory_limit, self._dtype_is_fixed = memory_limit, dtype_is_fixed
+        self.model, self.config, self.device = model, model.config, model.device
+        self.savings, self.memory_limit, self._dtype_is_fixed = savings, memory_limit, dtype_is_fixed
+        self.sd = StableDiffusion(model, savings)  # to embed, encode and decode with
 
-    def settings(self, **changes) -> Settings:
-        """The paper's defaults, overridden by the model's own, then by the changes."""
-        return dataclasses.replace(Settings(**self.config.defaults), **changes)
+    def knobs(self, method: str | Method | Callable = "baret", preset: str | None = None, **changes) -> Knobs:
+        """The method's defaults, overridden by the model's own (unless preset is "paper"), then by the changes. Raises
+        InputError for a knob that the method does not have, or a value that it cannot have."""
+        method = find(method)
+        if preset not in (None, "paper"):
+            raise InputError(f"preset must be paper, got {preset!r}")
+        values = {} if preset else self._defaults(method)
+        return method.knobs_from({**values, **changes})
 
     def edit(
         self,
         image: Image.Image | str | Path,
-        text: str,
-        settings: Settings | None = None,
+        prompt: str,
+        method: str | Method | Callable = "baret",
         *,
-        size: tuple[int, int] | None = None,
-        fit: str | None = None,
-        pictures: Collection[str] = ("transition",),
-        maps: MapRequest | None = None,
-        inversion: Inversion | None = None,
-        watch: Callable[[baret.Step], None] | None = None,
+        watch: Callable[[Step], object] | None = None,
+        **options,
     ) -> Result:
-        """Edits a picture towards the text. See `steps` for the arguments.
+        """Edits a picture towards the prompt. See `steps` for the options.
 
         watch: called after every step of every stage; what it raises stops the work and reaches the caller.
         """
-        options = {"size": size, "fit": fit, "pictures": pictures, "maps": maps, "inversion": inversion}
-        return run_to_end(self.steps(image, text, settings, **options), watch)
+        return run_to_end(self.steps(image, prompt, method, **options), watch)
 
     def steps(
         self,
         image: Image.Image | str | Path,
-        text: str,
-        settings: Settings | None = None,
+        prompt: str,
+        method: str | Method | Callable = "baret",
         *,
+        source_prompt: str | None = None,
         size: tuple[int, int] | None = None,
         fit: str | None = None,
-        pictures: Collection[str] = ("transition",),
+        pictures: Collection[str] | str = ("reconstruction",),
         maps: MapRequest | None = None,
         inversion: Inversion | None = None,
-    ) -> Generator[baret.Step, None, Result]:
+        preset: str | None = None,
+        **knobs,
+    ) -> Generator[Step, None, Result]:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
-        image: a picture or a file; settings: `self.settings()` if None; size: (width, height) in pixels, the model's
-        if None; fit: "crop", "pad" or "stretch", the first if None; pictures: ("transition",) to have that picture
-        too, which costs two more rows; maps: attention maps to keep, in the result's `maps`. inversion: an earlier
-        one of the same picture, text, model and settings, whose steps are not done again; settings, size and fit that
-        are None are then the inversion's. If its trajectory was inverted with the empty text, it serves another text
-        too, and only target-text inversion runs. A step's latents are the run's own; what is written to them changes
-        it. Raises InputError, when the first step is asked for, for a picture that cannot be read, a text that is empty
-        or too long, sizes, pictures or maps that do not fit, and an inversion that belongs to something else; later,
-        where the loss of target-text inversion, or a number of the picture, is not finite any more.
+        image: a picture or a file; prompt: what the edited picture should show; method: a name of `METHODS`, or a
+        function edit(sd, job, knobs) of your own; source_prompt: what the picture shows, which some methods need; size:
+        (width, height) in pixels, the model's if None; fit: "crop", "pad" or "stretch", the first if None; pictures:
+        branches whose pictures are wanted beside the edit's, such as "transition", or "all"; maps: attention maps to
+        keep. inversion: an earlier one of the same picture, model and settings, whose work is not done again; size, fit
+        and knobs that are not given are then the inversion's. preset: "paper" for the method's own values, whatever the
+        model's config says. knobs: the method's, by name.
+
+        A step's latents are the run's own; what is written to them changes it. Raises InputError, when the first step
+        is asked for, for a picture that cannot be read, a prompt that is empty or too long, or anything that does not
+        fit; later, where a loss or a number of the picture is not finite.
         """
-        if any(name not in bam.PROCESSES for name in pictures):
-            raise InputError(f"pictures must be a tuple with names of {', '.join(bam.PROCESSES)}, got {pictures!r}")
-        pictures = tuple({*pictures} & {bam.TRANSITION})  # the others are always there, and need no row for it
-        picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
-        expected = self._save_memory(picture.size, text, settings, inversion, bam.PROCESSES if maps else pictures)
-        target, null = self.embed(text), self.embed("", allow_empty=True)
-        collector = self._collector(maps, text, picture.size, settings) if maps else None
-        clock = Clock(self.device)
+        method = find(method)
+        chosen = self._chosen(method, preset, inversion, knobs)
+        picture, fit = self._prepare(image, size, fit, inversion)
+        pictures = {"edit", *(BRANCHES if pictures == ALL else pictures)}
+        self._check_prompts(method, prompt, source_prompt)
+        sd, expected = self._plan(method, chosen, picture.size, inversion)
+        sd.embed(prompt), sd.embed(source_prompt or ""), sd.embed("")  # before other networks are read
+        collector = self._collector(maps, prompt, picture.size, chosen) if maps else None
+        kept, clock = Inversion(), Clock(self.device)
         if inversion:
-            origin = self._origin(picture, fit, text, settings)
-            start = inversion.record_for(origin, self.device, may_differ=("text",))
+            if inversion.origin:
+                inversion.belongs_to(Origin.of(sd, picture, fit))
+            kept = inversion.to(self.device)
             clock.lap("check inversion")
-        else:
-            start = self.encode(picture)
+        latents = kept.start
+        if latents is None:
+            latents = sd.encode(picture)
             clock.lap("encode")
-        unet = self._network("unet")
-        work = baret.run(unet, start, target, null, settings, pictures, collector, self.savings.max_rows)
-        found = yield from relay(clock.timed(work), None, self._reload_unet)
-        final = {"edit": found.latents[bam.EDIT], "reconstruction": found.tuned[-1].latents}
-        if bam.TRANSITION in pictures:
-            final["transition"] = final["reconstruction"] if settings.rigid else found.latents[bam.TRANSITION]
-        images = {name: self.decode(value) for name, value in final.items()}
+        recorders = (collector,) if collector else ()
+        job = Job(latents, prompt, source_prompt, kept, BRANCHES if collector else pictures, recorders)
+        found = yield from clock.timed(method.edit(sd, job, chosen))
+        images = {name: sd.decode(value) for name, value in found.items() if name in pictures}
         clock.lap("decode")
         return Result(
-            image=images["edit"],
             input=picture,
-            reconstruction=images["reconstruction"],
-            transition=images.get("transition"),
-            record=found,
-            settings=settings,
+            images=images,
+            latents=found,
+            method=method,
+            knobs=chosen,
+            kept=kept,
+            counts=sd.counts,
             seconds=clock.seconds,
-            savings=self.savings,
+            savings=sd.savings,
             peak_memory=peak_memory(self.device),
             memory_estimate=expected,
+            maps=collector.maps if collector else None,
         )
 
-    def invert(
-        self,
-        image: Image.Image | str | Path,
-        text: str,
-        settings: Settings | None = None,
-        *,
-        size: tuple[int, int] | None = None,
-        fit: str | None = None,
-        inversion: Inversion | None = None,
-        file: str | Path | None = None,
-        restart: bool = False,
-        watch: Callable[[baret.Step], None] | None = None,
-    ) -> Inversion:
-        """DDIM inversion and target-text inversion of a picture, to edit from. See `inversion_steps`.
+    def invert(self, *arguments, watch: Callable[[Step], object] | None = None, **options) -> Inversion:
+        """The slow part of an edit, to edit from. See `inversion_steps`.
 
-        watch: called after every step of both stages; what it raises stops the work and reaches the caller.
+        watch: called after every step; what it raises stops the work and reaches the caller.
         """
-        options = {"size": size, "fit": fit, "inversion": inversion, "file": file, "restart": restart}
-        return run_to_end(self.inversion_steps(image, text, settings, **options), watch)
+        return run_to_end(self.inversion_steps(*arguments, **options), watch)
 
     def inversion_steps(
         self,
         image: Image.Image | str | Path,
-        text: str,
-        settings: Settings | None = None,
+        prompt: str,
+        method: str | Method = "baret",
         *,
+        source_prompt: str | None = None,
         size: tuple[int, int] | None = None,
         fit: str | None = None,
         inversion: Inversion | None = None,
+        preset: str | None = None,
         file: str | Path | None = None,
         restart: bool = False,
-    ) -> Generator[baret.Step, None, Inversion]:
+        **knobs,
+    ) -> Generator[Step, None, Inversion]:
         """The same work as a generator of steps, which returns the Inversion.
 
-        image, text, settings, size, fit: as for `steps`. inversion: one whose trajectory is taken where the text (if it
-        was inverted with the empty text) or the settings of target-text inversion differ, and which is taken whole
-        where nothing differs. file: where to save the inversion; while it is unfinished it is kept beside it, with
-        .part after the name, and a run that was stopped goes on after its last step when it is started again. restart:
-        begin anew where such an unfinished file belongs to something else or is damaged, instead of refusing. A
-        finished file is overwritten at the end.
+        The arguments are those of `steps`. inversion: one whose trajectory is taken, and what else it has that was made
+        with the same settings; the rest is made anew. file: where to save the inversion; while it is unfinished it is
+        kept beside it, with .part after the name, and a run that was stopped goes on after its last step when it is
+        started again. restart: begin anew where such an unfinished file belongs to something else or is damaged,
+        instead of refusing. A finished file is overwritten at the end.
         """
+        method = find(method)
+        if method.invert is None:
+            raise InputError(f"{method.name} has no slow part that could be kept")
         if file:
             check_name(Path(file))
             check_place(Path(file), force=True)
-        picture, fit, settings = self._prepare(image, settings, size, fit, inversion)
-        self._save_memory(picture.size, text, settings, inversion)
-        target, null = self.embed(text), self.embed("", allow_empty=True)
-        origin = self._origin(picture, fit, text, settings)
-        record = resume(Path(file), origin, self.device, restart) if file else None
-        if inversion and not record:
-            record = inversion.record_for(origin, self.device, may_differ=("text", *TUNING_SETTINGS))
-        record = record or baret.Record([self.encode(picture)])
-        work = baret.invert_and_tune(self._network("unet"), record, target, null, settings)
-        work = relay(work, None, self._reload_unet)
-        yield from keep(work, Path(file), origin, record) if file else work
-        return Inversion(origin, tuple(record.trajectory), tuple(record.tuned))
-
-    @torch.no_grad()
-    def embed(self, text: str, allow_empty: bool = False) -> Tensor:
-        """The text's embeddings (1, 77, width), float32. Raises InputError for a text that is too long, not Unicode or,
-        unless `allow_empty`, blank."""
-        ids = self._tokens(text, allow_empty)
-        return self._network("text_encoder")(torch.tensor([ids], device=self.device)).float()
-
-    @torch.no_grad()
-    def encode(self, picture: Image.Image) -> Tensor:
-        """RGB picture → scaled latents (1, 4, H/8, W/8), float32."""
-        vae = self._network("vae")
-        weight, encode = vae.quant_conv.weight, partial(tiled_vae.encode, vae) if self.savings.tiled_vae else vae.encode
-        return encode(to_pixels(picture).to(weight.device, weight.dtype)).float()
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Image.Image:
-        """Scaled latents (1, 4, h, w) → RGB picture, 8 times as large. Raises InputError where numbers overflow, as a
-        network's may in float16."""
-        vae = self._network("vae")
-        decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
-        pixels = decode(latents.to(vae.quant_conv.weight.dtype))
-        if not pixels.isfinite().all():
-            kind = str(pixels.dtype).removeprefix("torch.")
-            raise InputError(f"the picture must be of finite numbers, but they overflow in {kind}: try another dtype")
-        return to_image(pixels)
-
-    def _tokens(self, text: str, allow_empty: bool = False) -> list[int]:
-        if not text.strip() and not allow_empty:
-            raise InputError("a text that says what the picture should show was wanted, got an empty one")
-        if not is_unicode(text):
-            raise InputError(f"the text must be valid UTF-8, got {text!r}")
+        chosen = self._chosen(method, preset, inversion, knobs)
+        picture, fit = self._prepare(image, size, fit, inversion)
+        self._check_prompts(method, prompt, source_prompt)
+        sd, _ = self._plan(method, chosen, picture.size, inversion)
+        origin = Origin.of(sd, picture, fit)
         try:
-            return self.model.tokenizer(text)
-        except TextTooLong as error:
-            raise InputError(str(error)) from None
+            kept = self._unfinished(Path(file), origin, restart) if file else None
+            if kept is None and inversion:
+                kept = inversion.belongs_to(origin) if inversion.origin else inversion
+            kept = kept.to(self.device) if kept else Inversion()
+            kept.origin, kept.anew = origin, inversion is not None
+            latents = kept.start
+            job = Job(sd.encode(picture) if latents is None else latents, prompt, source_prompt, kept)
+            work = method.invert(sd, job, chosen)
+            yield from keep(work, Path(file), kept) if file else work
+        except Mismatch as error:
+            if not (file and unfinished_path(Path(file)).exists()):
+                raise
+            if not restart:
+                raise InputError(f"{error}; pass --force to start over") from None
+            unfinished_path(Path(file)).unlink()
+            options = {"source_prompt": source_prompt, "size": size, "fit": fit, "inversion": inversion}
+            return (yield from self.inversion_steps(image, prompt, method, preset=preset, file=file, **options, **knobs))
+        return kept
 
-    def _save_memory(
-        self,
-        size: tuple[int, int],
-        text: str,
-        settings: Settings,
-        inversion: Inversion | None,
-        pictures: Collection[str] | None = None,
-    ) -> int:
-        """Decides on the savings of an edit, or of an inversion alone where `pictures` is None; the estimate of what it
-        then takes, in bytes. Raises InputError where the limit cannot be kept, or for a text that cannot be used."""
-        tokens = self._tokens(text)
-        plans = [] if pictures is None else [bam.rows_at(step, settings, pictures) for step in range(settings.steps)]
+    def _unfinished(self, file: Path, origin: Origin, restart: bool) -> Inversion | None:
+        """What an interrupted inversion that was to become the file has found; None if there is none."""
+        if not unfinished_path(file).exists():
+            return None
+        try:
+            return load_inversion(unfinished_path(file)).belongs_to(origin)
+        except Mismatch:
+            raise
+        except InputError as error:
+            if restart:
+                return None
+            raise InputError(f"{error}; pass --force to start over") from None
+
+    def _chosen(self, method: Method, preset: str | None, inversion: Inversion | None, knobs: dict) -> Knobs:
+        names = {entry.name for entry in dataclasses.fields(method.knobs)}
+        stored = {name: value for name, value in (inversion.settings if inversion else {}).items() if name in names}
+        return self.knobs(method, preset, **{**stored, **knobs})
+
+    def _defaults(self, method: Method) -> dict:
+        """The model's own: those that hold for every method which has them, then the method's."""
+        names = {entry.name for entry in dataclasses.fields(method.knobs)}
+        common = {name: value for name, value in self.config.defaults.items() if name in names}
+        return tuples({**common, **self.config.defaults.get(method.name, {})})
+
+    def _check_prompts(self, method: Method, prompt: str, source_prompt: str | None) -> None:
+        self.sd.tokens(prompt)
+        if not prompt.strip():
+            raise InputError("a prompt that says what the picture should show was wanted, got an empty one")
+        if method.needs_source and source_prompt is None:
+            raise InputError(f"{method.name} needs a source prompt that says what the picture shows, got none")
+        self.sd.tokens(source_prompt or "")
+
+    def _plan(
+        self, method: Method, knobs: Knobs, size: tuple[int, int], inversion: Inversion | None
+    ) -> tuple[StableDiffusion, int]:
+        """The networks, with the savings of memory that the work needs; the estimate of what it then takes, in bytes.
+        Raises InputError where the limit cannot be kept."""
+        done = inversion is not None and any(entry.name != "trajectory" for entry in inversion.entries)
         work = Work(
             config=self.config,
             parameters=self.model.parameter_counts(),
             size=size,
-            rows=max(map(len, plans), default=1),
-            tuning=settings.inner_steps > 0 and not (inversion and inversion.serves(tokens, settings)),
+            rows=method.rows,
+            tuning=bool(method.tunes) and getattr(knobs, "inner_steps", 1) > 0 and not done,
             dtype=self.model.dtype,
             device=self.device,
         )
+        savings = self.savings
         if self.memory_limit is not None:
-            asked, free = self._asked, not self._dtype_is_fixed
-            if inversion and free and not asked.unet_dtype:
+            free = not self._dtype_is_fixed
+            if inversion and inversion.origin and free and not savings.unet_dtype:
                 # An inversion belongs to one dtype of the UNet; of others than the model's a plan knows only bfloat16.
-                half = inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32
-                asked, free = dataclasses.replace(asked, unet_dtype=torch.bfloat16 if half else None), False
-            self.savings = plan(self.memory_limit, work, asked, free)
-        if isinstance(self.model, OnDemandModel):
-            self.model.set_dtype("unet", self.savings.unet_dtype or self.model.dtype)
-        return estimate(work, self.savings)
-
-    def _network(self, part: str) -> nn.Module:
-        """The network of that name, ready to run. Where networks are on demand, the others are freed first."""
-        if self.savings.on_demand:
-            self.model.free_all_but(part)
-        trim()
-        network = getattr(self.model, part)
-        if part == "unet":
-            network.set_checkpointing(self.savings.checkpointing)
-        return network
-
-    def _reload_unet(self) -> None:
-        """Where networks are on demand, the caller of a generator may have used another one between two steps."""
-        if self.savings.on_demand:
-            self.model.free_all_but("unet")
-            _ = self.model.unet
+                savings, free = dataclasses.replace(savings, unet_dtype=half_of(inversion, work)), False
+            savings = plan(self.memory_limit, work, savings, free)
+        return StableDiffusion(self.model, savings), estimate(work, savings)
 
     def _prepare(
         self,
         image: Image.Image | str | Path,
-        settings: Settings | None,
         size: tuple[int, int] | None,
         fit: str | None,
         inversion: Inversion | None,
-    ) -> tuple[Image.Image, str, Settings]:
-        """The fitted RGB picture, how it was fitted, the settings: where None, the inversion's, else the model's."""
-        if inversion:
-            origin = inversion.origin
-            settings, size, fit = settings or self.settings(**origin.settings), size or origin.size, fit or origin.fit
+    ) -> tuple[Image.Image, str]:
+        """The fitted RGB picture, and how it was fitted: where None, as the inversion's."""
+        if inversion and inversion.origin:
+            size, fit = size or inversion.origin.size, fit or inversion.origin.fit
         fit = fit or FITS[0]
         picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-        return fit_image(picture, self._size(size), fit), fit, settings or self.settings()
+        return fit_image(picture, self._size(size), fit), fit
 
-    def _origin(self, picture: Image.Image, fit: str, text: str, settings: Settings) -> Origin:
-        return Origin.of(self._network, self.model.tokenizer, picture, fit, text, settings)
-
-    def _collector(self, request: MapRequest, text: str, size: tuple[int, int], settings: Settings) -> MapCollector:
-        check_request(request, size, settings.steps, len(self.config.unet.channels))
-        words = find_words(request.words, text, self.model.tokenizer)
+    def _collector(self, request: MapRequest, prompt: str, size: tuple[int, int], knobs: Knobs) -> MapCollector:
+        check_request(request, size, knobs.steps, len(self.config.unet.channels))
+        words = find_words(request.words, prompt, self.model.tokenizer)
         factor = self.config.latent_factor
         return MapCollector(request, words, (size[1] // factor, size[0] // factor), factor)
 
@@ -299,3 +273,10 @@ class Editor:
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise InputError(f"width and height must be multiples of {multiple} pixels, got {width}×{height}")
         return width, height
+
+
+def half_of(inversion: Inversion, work: Work):
+    """bfloat16 where the inversion was made with it by a model of float32, else None."""
+    import torch
+
+    return torch.bfloat16 if inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32 else None

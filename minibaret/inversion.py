@@ -1,111 +1,275 @@
-"""DDIM inversion, from the picture to noise; and target-text inversion (BARET Eq. 1, 2, Algorithm 1), the text
-embeddings with which guided sampling leads from that noise back to the picture."""
+"""What is slow to find about a picture, kept: a DDIM trajectory, tuned embeddings, a tuned prompt; in memory, so that
+methods share it, and on disk.
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+Everything kept is a list of tuples of tensors, one for each step, with a name and a recipe: the values that it follows
+from, beside picture and model. The file is safetensors: tensor "trajectory.0.12.0" is of the first list, of its item
+12, the first; its metadata, all text, hold format, version, origin and lists (JSON), and sha256 of these and all
+tensors.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import InputError
-from .models.unet import UNet
-from .prediction import guide, no_tf32, predict
-from .schedule import Schedule
-from .settings import Settings
+from .files import write_whole
+from .pipeline import StableDiffusion, tensor_digest
+from .sampler import Step
+from .weights.files import open_file
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as its authors propose
+FORMAT, VERSION = "minibaret inversion", "2"
+SUFFIX = ".safetensors"
+SHARE = 0.02  # of the time of an inversion may go into checkpoints
 
 
-@torch.no_grad()
-def ddim_invert(unet: UNet, latents: Tensor, embedding: Tensor, schedule: Schedule, done: int = 0) -> Iterator[Tensor]:
-    """Yields z*[done + 1] … z*[T], each noisier than the one before; guidance 1.
-
-    The noise of a step should be predicted in the noisier latents, which are not known yet. It is predicted in the less
-    noisy ones, with the noisier timestep, so guided sampling from z*[T] does not come back to the picture by itself:
-    target-text inversion makes up for that.
-
-    latents: z*[done], (1, 4, h, w), z*[0] to begin with; embedding: (1, 77, width), of the text to invert with.
-    """
-    text = unet.project_text(embedding)
-    for timestep in schedule.timesteps[::-1][done:]:
-        noise = predict(unet, latents, timestep, text)
-        latents = schedule.inverse_step(latents, noise, timestep)
-        yield latents
+class Mismatch(InputError):
+    """An inversion belongs to another picture, prompt, model or setting."""
 
 
 @dataclass(frozen=True)
-class TunedStep:
-    """What target-text inversion found at one time step."""
+class Origin:
+    """What an inversion is of. Rounding apart: device, threads and versions of libraries are not here, so another
+    machine may continue one, with other last bits."""
 
-    embedding: Tensor  # E[i], (1, 77, width), float32
-    latents: Tensor  # Z_rec[i + 1], where the tuned embedding leads: (1, 4, h, w)
-    losses: tuple[float, ...]  # before the first Adam step, and after each
+    picture: str  # SHA-256 of the fitted picture's RGB pixels
+    size: tuple[int, int]  # (width, height), pixels
+    fit: str
+    weights: dict[str, str]  # SHA-256 by network
+    dtype: str  # of the UNet
+
+    @classmethod
+    def of(cls, sd: StableDiffusion, picture: Image.Image, fit: str) -> "Origin":
+        """picture: RGB, fitted already."""
+        digest = hashlib.sha256(picture.tobytes()).hexdigest()
+        dtype = str(sd.savings.unet_dtype or sd.model.dtype).removeprefix("torch.")
+        return cls(digest, picture.size, fit, sd.digest(), dtype)
+
+    def differences(self, wanted: "Origin") -> list[str]:
+        """What differs in `wanted`, in words."""
+        found = []
+        if self.size != wanted.size:
+            found.append(f"a picture of {_times(self.size)} pixels, not {_times(wanted.size)}")
+        elif self.picture != wanted.picture:
+            found.append(f"fit {self.fit}, not {wanted.fit}" if self.fit != wanted.fit else "another picture")
+        parts = [part for part, digest in wanted.weights.items() if self.weights.get(part) != digest]
+        if self.dtype != wanted.dtype:
+            found.append(f"dtype {self.dtype}, not {wanted.dtype}")
+        elif parts:
+            found.append(f"other weights ({', '.join(parts)})")
+        return found
+
+
+@dataclass
+class Entry:
+    name: str
+    recipe: dict
+    items: list[tuple[Tensor, ...]] = field(default_factory=list)
+    read: bool = False  # from a file
+
+
+@dataclass
+class Inversion:
+    """Lists that grow as they are found, by name and recipe."""
+
+    origin: Origin | None = None  # where it is kept on disk
+    name: str = "the inversion"  # its file, for messages
+    entries: list[Entry] = field(default_factory=list)
+    anew: bool = False  # make anew what a file has by another recipe, its trajectory excepted, instead of refusing
+
+    def find(self, name: str, recipe: dict, kind: type = tuple, shapes: tuple | None = None) -> list:
+        """The list of that name and recipe, to be read and extended; empty at first.
+
+        kind: the tuple class of its items; shapes: of the first tensors of each item. Where a file has that name by
+        another recipe, nothing of it is used: raises Mismatch, saying what differs, unless that is only a prompt, for
+        which the list is made anew. A trajectory is never made anew beside a file's.
+        """
+        recipe = json.loads(json.dumps(recipe))
+        for entry in self.entries:
+            if entry.name == name and not _differing(entry.recipe, recipe):
+                _check(entry, kind, shapes, self.name)
+                return entry.items
+        rivals = [entry for entry in self.entries if entry.name == name and entry.read]
+        for entry in rivals:
+            differing = _differing(entry.recipe, recipe)
+            if name == "trajectory" or not (self.anew or differing <= {"prompt", "source"}):
+                said = "; ".join(_said(key, entry.recipe.get(key), recipe.get(key)) for key in sorted(differing))
+                raise Mismatch(f"{self.name} does not belong to this run: it was made with {said}")
+        self.entries.append(Entry(name, recipe))
+        return self.entries[-1].items
+
+    def belongs_to(self, origin: Origin) -> "Inversion":
+        """Itself, to be used for that picture and model. Raises Mismatch where it is another's."""
+        found = self.origin.differences(origin)
+        if found:
+            raise Mismatch(f"{self.name} does not belong to this run: it was made with {'; '.join(found)}")
+        return self
+
+    def to(self, device: torch.device | str) -> "Inversion":
+        """A copy that can grow on its own, on the device."""
+        entries = [
+            Entry(entry.name, entry.recipe, [tuple(x.to(device) for x in item) for item in entry.items], entry.read)
+            for entry in self.entries
+        ]
+        return Inversion(self.origin, self.name, entries, self.anew)
 
     @property
-    def iterations(self) -> int:
-        return len(self.losses) - 1
+    def settings(self) -> dict[str, object]:
+        """The knobs that it was made with."""
+        merged = {key: value for entry in self.entries for key, value in entry.recipe.items()}
+        plain = {key: value for key, value in merged.items() if not isinstance(value, dict)}
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+
+    @property
+    def start(self) -> Tensor | None:
+        """z*[0], the picture's latents (1, 4, h, w), if a trajectory is kept."""
+        items = next((entry.items for entry in self.entries if entry.name == "trajectory"), [])
+        return items[0][0] if items else None
+
+    @property
+    def steps(self) -> int:
+        """How much it holds."""
+        return sum(len(entry.items) for entry in self.entries)
+
+    def items(self, name: str) -> list:
+        """The items of the last list of that name."""
+        return next((entry.items for entry in reversed(self.entries) if entry.name == name), [])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file, whole or not at all. Raises InputError where it cannot be written."""
+        tensors = {
+            f"{entry.name}.{number}.{index}.{place}": tensor.detach().cpu().contiguous().clone()
+            for number, entry in enumerate(self.entries)
+            for index, item in enumerate(entry.items)
+            for place, tensor in enumerate(item)
+        }
+        lists = json.dumps([{"name": entry.name, "recipe": entry.recipe} for entry in self.entries])
+        origin = json.dumps(vars(self.origin))
+        metadata = {"format": FORMAT, "version": VERSION, "origin": origin, "lists": lists}
+        metadata["sha256"] = _digest(origin + lists, tensors)
+        try:
+            write_whole(Path(path), lambda unfinished: save_file(tensors, unfinished, metadata))
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
-def tune_text(
-    unet: UNet,
-    trajectory: list[Tensor],
-    target: Tensor,
-    null: Tensor,
-    schedule: Schedule,
-    settings: Settings,
-    done: Sequence[TunedStep] = (),
-) -> Iterator[TunedStep]:
-    """Tunes the target text's embedding, time step by time step, so that guided sampling retraces the trajectory.
+def load_inversion(path: str | Path) -> Inversion:
+    """Reads what `Inversion.save` wrote. Raises InputError where the file is missing, damaged or something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no inversion file {path}")
+    open_file(path)  # says what is wrong with a file that is not safetensors, or cut short
+    with path.open("rb") as file:
+        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise InputError(f"{path} is a safetensors file, but none that minibaret invert wrote")
+    if metadata.get("version") != VERSION:
+        raise InputError(f"{path} has version {metadata.get('version')} of the format; this minibaret reads {VERSION}")
+    try:
+        tensors = parse_tensors(path.read_bytes())
+        whole = metadata["sha256"] == _digest(metadata["origin"] + metadata["lists"], tensors)
+    except (KeyError, TypeError, SafetensorError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path} is damaged: what it holds is not what was written")
+    try:
+        origin = json.loads(metadata["origin"])
+        origin = Origin(**{**origin, "size": tuple(origin["size"])})
+        entries = [Entry(str(e["name"]), dict(e["recipe"]), read=True) for e in json.loads(metadata["lists"])]
+        for number, entry in enumerate(entries):
+            found: dict[int, dict[int, Tensor]] = {}
+            prefix = f"{entry.name}.{number}."
+            for name in [name for name in tensors if name.startswith(prefix)]:
+                index, place = map(int, name.removeprefix(prefix).split("."))
+                found.setdefault(index, {})[place] = tensors.pop(name)
+            items = [[item[place] for place in range(len(item))] for item in (found[i] for i in range(len(found)))]
+            entry.items = [tuple(item) for item in items]
+        if tensors:
+            raise ValueError(f"{len(tensors)} tensors of no list")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise InputError(f"{path} was written by another version of minibaret, which keeps something else") from None
+    return Inversion(origin, str(path), entries)
 
-    trajectory: z*[0] … z*[T]; target, null: (1, 77, width); done: the first steps, where they are known. Yields the
-    steps after those up to T, noisiest first. The networks' weights are left alone: only the embedding has a gradient,
-    and is float32 whatever the networks' dtype.
+
+def keep(work: Iterator[Step], file: Path, inversion: Inversion) -> Iterator[Step]:
+    """Passes on the steps of `work`, which fills the inversion, and writes it to the file at its end.
+
+    Until then it is kept beside the file, under `unfinished_path`: written after every step, or more seldom where that
+    would take more than a small share of the time, and when the work stops early, unless the process is killed.
     """
-    latents, embedding = (done[-1].latents, done[-1].embedding) if done else (trajectory[-1], target.float())
-    first, raise_by = settings.tolerance
-    with torch.no_grad(), no_tf32():
-        text_null = unet.project_text(null)
-    for index, timestep in list(enumerate(schedule.timesteps))[len(done) :]:
-        with no_tf32():
-            with torch.no_grad():
-                noise_null = predict(unet, latents, timestep, text_null)
+    unfinished = unfinished_path(file)
+    kept, due = inversion.steps, 0.0
+    try:
+        for step in work:
+            begin = time.monotonic()
+            if begin >= due:
+                inversion.save(unfinished)
+                end = time.monotonic()
+                kept, due = inversion.steps, end + (end - begin) / SHARE
+            yield step
+        inversion.save(file)
+        unfinished.unlink(missing_ok=True)
+    except BaseException:
+        if inversion.steps > kept:
+            inversion.save(unfinished)
+        raise
 
-            def retrace(text: Tensor, latents=latents, timestep=timestep, noise_null=noise_null) -> Tensor:
-                noise = guide(noise_null, predict(unet, latents, timestep, text), settings.guidance)
-                return schedule.step(latents, noise, timestep)
 
-            goal = trajectory[-2 - index]  # z*[T - 1 - i], where the step from Z_rec[i] should arrive
-            step = _tune(retrace, embedding, goal, first + index * raise_by, settings)
-        latents, embedding = step.latents, step.embedding
-        yield step
+def unfinished_path(file: Path) -> Path:
+    """Where an inversion is kept until it is finished."""
+    return file.with_name(file.name + ".part")
 
 
-def _tune(
-    retrace: Callable[[Tensor], Tensor], embedding: Tensor, goal: Tensor, threshold: float, settings: Settings
-) -> TunedStep:
-    """Adam (Kingma and Ba 2015, written out) on the embedding until `retrace` leads near enough to the goal."""
-    embedding = embedding.detach().clone().requires_grad_()
-    first_moment, second_moment = torch.zeros_like(embedding), torch.zeros_like(embedding)
-    losses: list[float] = []
-    while True:
-        last = len(losses) == settings.inner_steps
-        with torch.set_grad_enabled(not last):
-            moved = retrace(embedding)
-            error = (moved - goal).square().sum()
-        losses.append(error.item() / goal.numel())  # the one time that the CPU waits for a GPU
-        if not math.isfinite(losses[-1]):
-            raise InputError(
-                f"target-text inversion needs a finite loss, got {losses[-1]}: a smaller learning rate "
-                "or a wider dtype may help"
-            )
-        if last or losses[-1] < threshold:
-            return TunedStep(embedding.detach(), moved.detach(), tuple(losses))
-        # of the sum, not of the mean: that one's gradient would vanish in float16
-        gradient = torch.autograd.grad(error, embedding)[0] / goal.numel()
-        with torch.no_grad():
-            first_moment.lerp_(gradient, 1 - BETAS[0])
-            second_moment.lerp_(gradient.square(), 1 - BETAS[1])
-            count = len(losses)
-            deviation = (second_moment / (1 - BETAS[1] ** count)).sqrt() + EPSILON
-            embedding -= settings.learning_rate / (1 - BETAS[0] ** count) * first_moment / deviation
+def check_name(path: Path) -> None:
+    """Raises InputError unless the name is one for an inversion file."""
+    if path.suffix.lower() != SUFFIX:
+        raise InputError(f"the name of an inversion file must end in {SUFFIX}, got {path.name}")
+
+
+def _check(entry: Entry, kind: type, shapes: Collection | None, name: str) -> None:
+    """Makes tuples of a file those of `kind`. Raises InputError where they cannot be."""
+    try:
+        entry.items[:] = [item if kind is tuple else kind(*item) for item in entry.items]
+        fit = all(x.shape == shape for item in entry.items for x, shape in zip(item, shapes or ()))
+    except TypeError:
+        fit = False
+    if not fit:
+        raise InputError(f"{name} is damaged: its {entry.name} has other shapes than this picture and model")
+
+
+def _differing(a: dict, b: dict) -> set[str]:
+    """The keys of two recipes whose values differ; prompts are compared by what they are to the model."""
+    return {key for key in a.keys() | b.keys() if _essence(a.get(key)) != _essence(b.get(key))}
+
+
+def _essence(value):
+    return value.get("tokens") if isinstance(value, dict) else value
+
+
+def _said(key: str, was, wanted) -> str:
+    """A value of a recipe that differs, as the command line has it."""
+    if isinstance(was, dict) and isinstance(wanted, dict):
+        same = was.get("text") == wanted.get("text")
+        return "another tokenizer" if same else f"the prompt {was.get('text')!r}, not {wanted.get('text')!r}"
+    words = [":".join(f"{part:g}" for part in v) if isinstance(v, list) else str(v) for v in (was, wanted)]
+    return f"{key.replace('_', ' ')} {words[0]}, not {words[1]}"
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + tensor_digest(tensor))
+    return digest.hexdigest()
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"

@@ -1,14 +1,15 @@
 """Looking at the attention of an edit: which maps to keep, and those that were kept (the paper's Figure 3)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import balanced_attention as bam
+from .control import Layer
 from .errors import InputError
-from .models.recorder import MapRecorder
+from .kernels import attention_maps
 from .models.tokenizer import ClipTokenizer, is_unicode
 
 
@@ -24,59 +25,68 @@ class MapRequest:
 
 @dataclass
 class AttentionMaps:
-    """Mean of the heads and of the sites, on the latents' grid (h, w); by step, then by process.
+    """Mean of the heads and of the layers, on the latents' grid (h, w); by step, then by branch.
 
-    While the edit's maps are injected they are those of the process they come from.
+    While the edit takes another branch's maps, they are its own.
     """
 
     request: MapRequest
     words: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (words, h, w)
     points: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (points, h, w)
 
-    def of_word(self, word: str, process: str, step: int | None = None) -> Tensor:
+    def of_word(self, word: str, branch: str, step: int | None = None) -> Tensor:
         """(h, w): how much each pixel looks at the word; the mean of all steps that were kept if `step` is None."""
         index = self.request.words.index(word)
-        return torch.stack([self.words[i][process][index] for i in self.words if step in (None, i)]).mean(0)
+        return torch.stack([self.words[i][branch][index] for i in self.words if step in (None, i)]).mean(0)
 
 
 class MapCollector:
-    """Hands a recorder to the edit's steps that are asked for, and gathers what they recorded."""
+    """A recorder (control.py) of the maps that a request asks for."""
+
+    branches = ("reconstruction", "source", "transition", "edit")
 
     def __init__(self, request: MapRequest, word_tokens: list[list[int]], grid: tuple[int, int], factor: int):
-        """word_tokens: the positions in the text of each of the request's words; grid: (h, w) of the latents; factor:
+        """word_tokens: the positions in the prompt of each of the request's words; grid: (h, w) of the latents; factor:
         pixels of the picture to one of the latents, each way."""
         self.maps, self.word_tokens, self.grid, self.factor = AttentionMaps(request), word_tokens, grid, factor
+        self._layers: dict[tuple, int] = {}  # how many were added up, by kind, step and branch
 
-    def recorder(self, step: int, rows: tuple[bam.Row, ...]) -> MapRecorder | None:
-        """For the rows of one forward; None where nothing of it is asked for."""
+    def wants(self, step: int, layer: Layer) -> bool:
         request = self.maps.request
-        if (request.steps is not None and step not in request.steps) or not self._looked_at(rows):
-            return None
-        return MapRecorder(
-            [rows.index(row) for row in self._looked_at(rows)],
-            [token for tokens in self.word_tokens for token in tokens],
-            [(y // self.factor, x // self.factor) for x, y in request.points],
-            self.grid,
-            request.levels,
+        asked = {"cross": request.words, "self": request.points}[layer.kind]
+        return (
+            bool(asked)
+            and (request.steps is None or step in request.steps)
+            and (request.levels is None or layer.level in request.levels)
         )
 
-    def keep(self, step: int, rows: tuple[bam.Row, ...], recorder: MapRecorder) -> None:
-        processes = [row.process for row in self._looked_at(rows)]
-        if self.word_tokens:
-            pieces = recorder.cross_maps.cpu().split([len(tokens) for tokens in self.word_tokens], dim=1)
-            maps = torch.stack([piece.mean(1) for piece in pieces], dim=1)  # [processes, words, h, w]
-            self._add(self.maps.words, step, processes, maps)
-        if self.maps.request.points:
-            self._add(self.maps.points, step, processes, recorder.self_maps.cpu())
+    def see(self, step: int, layer: Layer, branch: str, terms: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> None:
+        height, width = (side >> layer.level for side in self.grid)
+        if layer.kind == "cross":
+            maps = sum(word_maps(*term) for term in terms)[0]  # [h w, 77]
+            maps = torch.stack([maps[:, tokens].mean(1) for tokens in self.word_tokens])  # [words, h w]
+            found = self.maps.words
+        else:
+            points = [(x // self.factor >> layer.level, y // self.factor >> layer.level) for x, y in self.points]
+            (q, k, _), *_ = terms
+            maps = attention_maps(q, k, [y * width + x for x, y in points])[0]  # [points, h w]
+            maps = maps / 4**layer.level  # a coarse pixel's part is that of the 4^level under it
+            found = self.maps.points
+        maps = maps.unflatten(-1, (height, width))[None]
+        maps = F.interpolate(maps, size=self.grid, mode="bilinear", align_corners=False)[0].cpu()
+        key, of_step = (layer.kind, step, branch), found.setdefault(step, {})
+        count = self._layers[key] = self._layers.get(key, 0) + 1
+        of_step[branch] = maps if count == 1 else of_step[branch] + (maps - of_step[branch]) / count
 
-    def _looked_at(self, rows: tuple[bam.Row, ...]) -> list[bam.Row]:
-        return [row for row in (bam.Row(process, True) for process in bam.PROCESSES) if row in rows]
+    @property
+    def points(self) -> Sequence[tuple[int, int]]:
+        return self.maps.request.points
 
-    def _add(self, found: dict[int, dict[str, Tensor]], step: int, processes: list[str], maps: Tensor) -> None:
-        of_step = found.setdefault(step, {})
-        of_step |= zip(processes, maps)
-        if bam.RECONSTRUCTION in of_step:
-            of_step.setdefault(bam.TRANSITION, of_step[bam.RECONSTRUCTION])  # in a rigid edit they are one
+
+def word_maps(q: Tensor, k: Tensor, words: Tensor | None) -> Tensor:
+    """A cross-attention map, mean of the heads: (1, N, M); its columns mixed as a take's words say."""
+    maps = attention_maps(q, k)
+    return maps if words is None else maps @ words.to(maps)
 
 
 def find_words(words: tuple[str, ...], text: str, tokenizer: ClipTokenizer) -> list[list[int]]:

@@ -26,7 +26,6 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "G
 PROCESS = 0.45e9  # bytes on the CPU: Python, PyTorch and its libraries
 COPIES = 0.04  # of the UNet's weights: a convolution's, in the order that it computes in
 ROW = 44  # the UNet, each row, without a gradient
-CARRIED = 4  # the queries and keys of each layer that go from one forward to the next, where rows are limited
 TUNED = 37  # the UNet, one row forward and backward, for each of its layers
 CHECKPOINTED, CHECKPOINT = 100, 1.5  # the same with checkpointing: the layer in hand, and what is kept of each
 VAE, TILED_VAE = 12, 5
@@ -41,17 +40,13 @@ class Savings:
     tiled_vae: bool = False
     checkpointing: bool = False  # of target-text inversion: a third more time there
     unet_dtype: torch.dtype | None = None  # None: that of the other networks
-    max_rows: int | None = None  # of the edit's batch at a time: the processes run one after another
 
     def __post_init__(self) -> None:
-        if self.max_rows is not None and not (isinstance(self.max_rows, int) and self.max_rows > 0):
-            raise InputError(f"max rows must be a whole number, at least 1, got {self.max_rows!r}")
         if self.unet_dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
             raise InputError(f"unet dtype must be torch.float32, float16 or bfloat16, got {self.unet_dtype!r}")
 
     def __str__(self) -> str:
         names = ["networks on demand"] * self.on_demand + ["tiled VAE"] * self.tiled_vae
-        names += [f"rows {self.max_rows} at a time"] * bool(self.max_rows)
         names += ["gradient checkpointing"] * self.checkpointing
         if self.unet_dtype:
             names.append(f"UNet in {str(self.unet_dtype).removeprefix('torch.')}")
@@ -95,9 +90,7 @@ def estimate(work: Work, savings: Savings) -> int:
     latents = pixels // work.config.latent_factor**2
     layers, number = _layers(unet), dtypes["unet"].itemsize * (HALF if dtypes["unet"].itemsize == 2 else 1)
     tuned = CHECKPOINTED + CHECKPOINT * layers if savings.checkpointing else TUNED * layers
-    rows = min(work.rows, savings.max_rows or work.rows)
-    carried = CARRIED * layers if rows < work.rows else 0
-    unet_layers = max(ROW * rows + carried, tuned if work.tuning else 0)
+    unet_layers = max(ROW * work.rows, tuned if work.tuning else 0)
     activations = {
         "text_encoder": 0,
         "vae": pixels * vae.channels[0] * dtypes["vae"].itemsize * (TILED_VAE if savings.tiled_vae else VAE),
@@ -137,11 +130,8 @@ def _choices(asked: Savings, half: bool) -> Iterator[Savings]:
     """All that there is to choose from, the cheapest first: like a number's digits, the last turns first."""
     dtypes = [None, torch.bfloat16] if half and not asked.unet_dtype else [asked.unet_dtype]
     off_and_on = [[was] if was else [False, True] for was in (asked.checkpointing, asked.tiled_vae, asked.on_demand)]
-    rows = [asked.max_rows] if asked.max_rows else [None, 1]
-    for dtype, checkpointing, max_rows, tiled_vae, on_demand in itertools.product(
-        dtypes, off_and_on[0], rows, *off_and_on[1:]
-    ):
-        yield Savings(on_demand, tiled_vae, checkpointing, dtype, max_rows)
+    for dtype, checkpointing, tiled_vae, on_demand in itertools.product(dtypes, *off_and_on):
+        yield Savings(on_demand, tiled_vae, checkpointing, dtype)
 
 
 def in_words(size: int, up: bool = False) -> str:

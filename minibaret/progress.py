@@ -1,16 +1,15 @@
-"""Following the steps of the work: to its end, by the clock, and as progress bars on a terminal."""
+"""Following the steps of the work: to its end, by the clock, and as progress bars."""
 
 import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 import torch
+from tqdm import tqdm
 
-from .baret import Step
-
-WIDTH = 28  # characters of the bar
+from .sampler import Step
 
 Found = TypeVar("Found")
 Count = Callable[[str, int, int], object]  # what is counted, how many are done, of how many
@@ -20,7 +19,7 @@ def nobody(*_) -> None:
     """Watches nothing."""
 
 
-def run_to_end(work: Generator[Step, None, Found], watch: Callable[[Step], None] | None) -> Found:
+def run_to_end(work: Generator[Step, None, Found], watch: Callable[[Step], object] | None = None) -> Found:
     """Runs a generator of steps to its end, for what it returns."""
     with closing(work):
         while True:
@@ -30,24 +29,6 @@ def run_to_end(work: Generator[Step, None, Found], watch: Callable[[Step], None]
                 return end.value
             if watch:
                 watch(step)
-
-
-def relay(
-    work: Generator[Step, None, Found], stepped: Callable[[Step], None] | None, resumed: Callable[[], None] | None
-) -> Generator[Step, None, Found]:
-    """Passes on the steps of `work`, and what it returns. stepped: called with a step before it is passed on; resumed:
-    called when the next one is asked for."""
-    with closing(work):
-        while True:
-            try:
-                step = next(work)
-            except StopIteration as end:
-                return end.value
-            if stepped:
-                stepped(step)
-            yield step
-            if resumed:
-                resumed()
 
 
 class Clock:
@@ -66,6 +47,22 @@ class Clock:
         self._wait()
         self._count(name)
 
+    def timed(self, work: Generator[Step, None, Found]) -> Generator[Step, None, Found]:
+        """Passes on the steps of `work`, and what it returns; each step counts under its stage, the caller's own time
+        between steps under nothing. The device is waited for where a stage ends, so that its steps may overlap."""
+        with closing(work):
+            while True:
+                try:
+                    step = next(work)
+                except StopIteration as end:
+                    self.lap("edit")
+                    return end.value
+                if step.index + 1 == step.total:
+                    self._wait()
+                self._count(step.stage)
+                yield step
+                self.start()
+
     def _wait(self) -> None:
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -75,72 +72,36 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
 
-    def timed(self, work: Generator[Step, None, Found]) -> Generator[Step, None, Found]:
-        """Passes on the steps of `work`, and what it returns; each step counts under its stage, the caller's own time
-        between steps under nothing. The device is waited for where a stage ends, so that its steps may overlap."""
-
-        def stepped(step: Step) -> None:
-            if step.index + 1 == step.total:
-                self._wait()
-            self._count(step.stage)
-
-        return (yield from relay(work, stepped, self.start))
-
 
 class ProgressBars:
-    """Called with each `Step`, draws its stage's bar on stderr, with the time left; where that is no terminal, a line
-    when the stage is done."""
+    """Called with each `Step`, draws its stage's bar on stderr."""
 
-    def __init__(self, stream: TextIO | None = None):
-        self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
-        self.name, self.iterations, self.begin = "", 0, 0.0
-        self.before, self.since = 0, 0.0  # how many were done at what time, from where on the pace is reckoned
-        self.open = False
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.iterations = 0
 
     def __enter__(self) -> "ProgressBars":
-        self.begin = time.monotonic()
         return self
 
     def __exit__(self, *_) -> None:
-        self._end_line()
+        if self.bar is not None:
+            self.bar.close()
 
     def __call__(self, step: Step) -> None:
-        note = ""
+        bar = self._bar(step.stage, step.index, step.total)
         if step.loss is not None:
             self.iterations = (self.iterations if step.index else 0) + step.iterations
-            note = f"loss {step.loss:.1e}, {self.iterations} inner iterations"
-        self.count(step.stage, step.index + 1, step.total, note, before=step.index)
+            bar.set_postfix_str(f"loss {step.loss:.1e}, {self.iterations} inner iterations", refresh=False)
+        bar.update(step.index + 1 - bar.n)
 
-    def count(self, name: str, done: int, total: int, note: str = "", before: int | None = None) -> None:
-        """Draws the bar `name` at `done` of `total`.
+    def count(self, name: str, done: int, total: int) -> None:
+        """Brings the bar `name` to `done` of `total`."""
+        bar = self._bar(name, done, total)
+        bar.update(done - bar.n)
 
-        before: at a bar's first call, how many were done when its work began. Where that is None, those done by the
-        first call may be an earlier run's, and the time left is known from the second call on.
-        """
-        now = time.monotonic()
-        if name != self.name:
-            self._end_line()
-            self.name = name
-            self.begin = now if done == 0 else self.begin
-            self.before, self.since = (done, now) if before is None else (before, self.begin)
-        bar = "━" * round(WIDTH * done / total)
-        when = f"{now - self.begin:.1f} s"
-        if done < total:
-            new = done - self.before
-            when = f"{(now - self.since) / new * (total - done):.0f} s left" if new else ""
-        line = f"{name:<22}{bar:<{WIDTH}} {done:>3}/{total}  {when}  {note}"
-        if self.live:
-            self.stream.write(f"\r\x1b[2K{line}")
-            self.open = True
-        elif done == total:
-            self.stream.write(line.rstrip() + "\n")
-        self.stream.flush()
-        if done == total:
-            self._end_line()
-            self.begin = time.monotonic()
-
-    def _end_line(self) -> None:
-        if self.open:
-            self.stream.write("\n")
-        self.open = False
+    def _bar(self, name: str, done: int, total: int) -> tqdm:
+        if self.bar is None or (self.bar.desc, self.bar.total) != (f"{name:<22}", total) or done < self.bar.n:
+            self.__exit__()
+            self.bar = tqdm(desc=f"{name:<22}", total=total, initial=done, file=sys.stderr, leave=True, mininterval=0.1)
+            self.bar.desc = f"{name:<22}"
+        return self.bar

@@ -12,7 +12,6 @@ from ..files import write_text_whole, write_whole
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
 from ..models.tokenizer import ClipTokenizer
-from ..settings import Settings
 from .strict import load_part
 from .vocabulary import read_tokenizer_at
 
@@ -62,7 +61,6 @@ def _parse_config(values: object) -> ModelConfig:
         if name in REQUIRED or values.get(name) is not None:
             values[name] = _sizes(part, _object(values.get(name), name), name)
     values["defaults"] = _object(values.get("defaults", {}), "defaults")
-    Settings(**values["defaults"])
     config = ModelConfig(**values)
     if not isinstance(config.name, str) or not _alike(config.image_size, 1):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Weights of any layout to a `Model`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class Model:
     text_encoder: TextEncoder
     vae: VAE
     unet: UNet
+    digests: dict = field(default_factory=dict, init=False, compare=False)  # of the weights, where they were asked for
 
     @property
     def device(self) -> torch.device:

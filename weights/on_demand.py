@@ -35,6 +35,7 @@ class OnDemandModel:
         self.tokenizer = read_tokenizer_at(file, self.config.text_encoder.vocabulary)
         self.dtype, self._dtypes = dtype, dict.fromkeys(self._networks, dtype)
         self._here: set[str] = set()
+        self.digests: dict = {}  # of the weights, where they were asked for
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -59,16 +60,19 @@ class OnDemandModel:
             self.free(part)
             self._dtypes[part] = dtype
 
-    def free(self, *parts: str) -> None:
-        """Gives the networks' memory back, that of mapped files too. What was written to their weights is lost."""
-        for part in self._here.intersection(parts):
+    def free(self, *parts: str) -> bool:
+        """Gives the networks' memory back, that of mapped files too; whether there was any. What was written to their
+        weights is lost."""
+        freed = self._here.intersection(parts)
+        for part in freed:
             self._networks[part].to("meta")
             for tensor in self._checkpoint.parts[part].values():
                 tensor.release()
             self._here.remove(part)
+        return bool(freed)
 
-    def free_all_but(self, part: str) -> None:
-        self.free(*(self._networks.keys() - {part}))
+    def free_all_but(self, part: str) -> bool:
+        return self.free(*(self._networks.keys() - {part}))
 
     def _network(self, part: str) -> nn.Module:
         if part not in self._here:

@@ -50,7 +50,8 @@ class ModelConfig:
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     vae: VAEConfig = VAEConfig()
     image_encoder: ImageEncoderConfig | None = None
-    defaults: dict[str, float | str] = field(default_factory=dict)  # settings this model wants instead of the paper's
+    # Knobs this model wants instead of the papers': by name, for every method that has them; by method, for that one.
+    defaults: dict[str, object] = field(default_factory=dict)
 
     @property
     def latent_factor(self) -> int:

@@ -1,7 +1,18 @@
 """The blocks that the UNet and the VAE share, under diffusers' names."""
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """x[rows], as a view where the rows are a run. Without an index tensor: copying one to a GPU makes the CPU wait."""
+    first, count = rows[0], len(rows)
+    if tuple(rows) == tuple(range(first, first + count)):
+        return x[first : first + count]
+    return torch.cat([x[row : row + 1] for row in rows])
 
 
 class ResnetBlock(nn.Module):
@@ -22,11 +33,14 @@ class ResnetBlock(nn.Module):
         if width_in != width_out:
             self.conv_shortcut = nn.Conv2d(width_in, width_out, 1)
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None, rows: Sequence[int] | None = None) -> Tensor:
+        """rows: for each row of the batch, the row whose features it adds to its input; None: its own."""
         h = self.conv1(F.silu(self.norm1(x)))
         if time is not None:
             h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
+        if rows is not None:
+            h = take_rows(h, rows)
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 

@@ -1,27 +1,20 @@
 """The UNet of Stable Diffusion 1.5: predicts the noise in latents, given a time step and a text embedding.
 
-Modules carry diffusers' names. Every spatial transformer has a self-attention site (attn1) and a cross-attention site
-(attn2); `Injection` says, for each kind of site, which row of the batch every row takes its attention map from.
+Modules carry diffusers' names. Every spatial transformer has a self-attention layer (attn1) and a cross-attention layer
+(attn2). A `RowControl` (control.py) says, for each of them, whose queries, keys and values the rows of the batch use.
 """
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..control import Layer, RowControl
 from ..kernels import attention
-from ..kernels.rows import take_rows
 from .configs import UNetConfig
-from .injection import NO_INJECTION, Injection, Share
-from .layers import Downsample, ResnetBlock, Upsample
-from .recorder import MapRecorder
-
-KeysValues = tuple[Tensor, Tensor]  # of one text at one cross-attention site, [B, 77, H, D] each
-ProjectedText = list[KeysValues]  # of one text at every cross-attention site, in the order that `forward` meets them
-Shares = tuple[Share | None, Share | None]  # for self-attention, for cross-attention
+from .layers import Downsample, ResnetBlock, Upsample, take_rows
 
 
 class UNet(nn.Module):
@@ -35,7 +28,7 @@ class UNet(nn.Module):
         skips = [widths[0]]
         width = widths[0]
         for level, out in enumerate(widths):
-            block = Block(config, time_width, config.attention[level])
+            block = Block(config, time_width, "down", level)
             for _ in range(config.layers_per_block):
                 block.append(width, out)
                 width = out
@@ -44,11 +37,11 @@ class UNet(nn.Module):
                 block.downsamplers = nn.ModuleList([Downsample(width)])
                 skips.append(width)
             self.down_blocks.append(block)
-        self.mid_block = Block(config, time_width, True)
+        self.mid_block = Block(config, time_width, "mid", len(widths) - 1)
         self.mid_block.append(width, width)
         self.mid_block.resnets.append(ResnetBlock(width, width, config.groups, 1e-5, time_width))
         for level, out in reversed(list(enumerate(widths))):
-            block = Block(config, time_width, config.attention[level])
+            block = Block(config, time_width, "up", level)
             for _ in range(config.layers_per_block + 1):
                 block.append(width + skips.pop(), out)
                 width = out
@@ -57,90 +50,97 @@ class UNet(nn.Module):
             self.up_blocks.append(block)
         self.conv_norm_out = nn.GroupNorm(config.groups, width, 1e-5)
         self.conv_out = nn.Conv2d(width, config.latent_channels, 3, padding=1)
+        resnets = attentions = 0
+        for block in self.blocks:
+            block.first_resnet, block.first_attention = resnets, attentions
+            resnets, attentions = resnets + len(block.resnets), attentions + len(block.attentions)
+
+    @property
+    def blocks(self) -> list["Block"]:
+        """In the order they run."""
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+
+    def layers(self, height: int, width: int) -> list[Layer]:
+        """Every place that a control is asked about, for latents of that size, in the order they run."""
+        found = []
+        for block in self.blocks:
+            tokens = (height >> block.level) * (width >> block.level)
+            for index in range(len(block.resnets)):
+                found.append(block.layer("features", index, tokens))
+                if index < len(block.attentions):
+                    found += [block.layer("self", index, tokens), block.layer("cross", index, tokens)]
+        return found
 
     def set_checkpointing(self, on: bool) -> None:
         """Gradient checkpointing, layer by layer: less memory for one more forward, and the same gradient."""
-        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
+        for block in self.blocks:
             block.checkpointing = on
 
     def forward(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: Tensor | ProjectedText,
-        injection: Injection = NO_INJECTION,
-        recorder: MapRecorder | None = None,
+        self, latents: Tensor, timesteps: Tensor, context: Tensor, control: RowControl | None = None
     ) -> Tensor:
-        """latents (B, 4, H/8, W/8), timesteps (B,) or (), text: embeddings (B, 77, width) or what `project_text` made
-        of them → predicted noise, shaped as the latents. recorder: writes down attention maps, where somebody wants to
-        see them."""
-        texts = iter(self.project_text(text) if isinstance(text, Tensor) else text)
-        shares = injection.shares(latents.shape[0])
+        """latents (B, 4, H/8, W/8), timesteps (B,) or (), context: prompt embeddings (B, 77, width) → predicted noise,
+        shaped as the latents. control: whose queries, keys, values and features the rows use where not their own."""
         time = self.time_embedding(timesteps.expand(latents.shape[0]))  # [B, 4C]
         x = self.conv_in(latents)
         skips = [x]
         for block in self.down_blocks:
-            for layer in range(len(block.resnets)):
-                x = block.layer(layer, x, time, next(texts) if block.attends else None, shares, recorder)
+            for index in range(len(block.resnets)):
+                x = block(index, x, time, context, control)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
                 x = block.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block.layer(0, x, time, next(texts), shares, recorder)
-        x = self.mid_block.resnets[1](x, time)
+        for index in range(2):
+            x = self.mid_block(index, x, time, context, control)
         for block in self.up_blocks:
-            for layer in range(len(block.resnets)):
-                x = torch.cat([x, skips.pop()], dim=1)
-                x = block.layer(layer, x, time, next(texts) if block.attends else None, shares, recorder)
+            for index in range(len(block.resnets)):
+                x = block(index, torch.cat([x, skips.pop()], dim=1), time, context, control)
             if hasattr(block, "upsamplers"):
                 x = block.upsamplers[0](x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-    def project_text(self, context: Tensor) -> ProjectedText:
-        """Embeddings (B, 77, width) → the keys and values of every cross-attention site. They do not depend on latents
-        or time step, so a text that stays the same is projected once."""
-        blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
-        transformers = [transformer for block in blocks if block.attends for transformer in block.attentions]
-        return [transformer.transformer_blocks[0].attn2.project(context.to(self.dtype)) for transformer in transformers]
 
     @property
     def dtype(self) -> torch.dtype:
         return self.conv_in.weight.dtype
 
 
-def join_texts(texts: Sequence[ProjectedText]) -> ProjectedText:
-    """Projected texts as the rows of one batch."""
-    return [tuple(torch.cat(rows) for rows in zip(*site)) for site in zip(*texts)]
-
-
 class Block(nn.Module):
     """One level on the way down or up, or the middle: ResBlocks, each followed by a spatial transformer where there
-    are any."""
+    is one."""
 
     checkpointing = False  # where a gradient is wanted, keep a layer's input only and compute it once more backwards
+    first_resnet = first_attention = 0  # how many run before this block's
 
-    def __init__(self, config: UNetConfig, time_width: int, transformers: bool):
+    def __init__(self, config: UNetConfig, time_width: int, part: str, level: int):
+        """part: "down", "mid" or "up"; level: 0 is the finest."""
         super().__init__()
-        self.config, self.time_width, self.attends = config, time_width, transformers
+        self.config, self.time_width, self.part, self.level = config, time_width, part, level
         self.resnets = nn.ModuleList()
-        if transformers:
-            self.attentions = nn.ModuleList()
+        self.attentions = nn.ModuleList()
 
     def append(self, width_in: int, width_out: int) -> None:
         self.resnets.append(ResnetBlock(width_in, width_out, self.config.groups, 1e-5, self.time_width))
-        if self.attends:
+        if self.part == "mid" or self.config.attention[self.level]:
             self.attentions.append(SpatialTransformer(width_out, self.config))
 
-    def layer(self, *arguments) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._layer, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return self._layer(*arguments)
+    def layer(self, kind: str, index: int, tokens: int) -> Layer:
+        first = self.first_resnet if kind == "features" else self.first_attention
+        return Layer(kind, first + index, tokens, self.part, self.level)
 
-    def _layer(
-        self, index: int, x: Tensor, time: Tensor, text: KeysValues | None, shares: Shares, recorder: MapRecorder | None
-    ) -> Tensor:
-        x = self.resnets[index](x, time)
-        return self.attentions[index](x, text, shares, recorder) if self.attends else x
+    def forward(self, *arguments) -> Tensor:
+        """One ResBlock and its transformer."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._forward, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return self._forward(*arguments)
+
+    def _forward(self, index: int, x: Tensor, time: Tensor, context: Tensor, control: RowControl | None) -> Tensor:
+        tokens = x.shape[2] * x.shape[3]
+        x = self.resnets[index](x, time, control and control.features.get(self.layer("features", index, tokens)))
+        if index < len(self.attentions):
+            layers = [self.layer(kind, index, tokens) for kind in ("self", "cross")]
+            x = self.attentions[index](x, context, control, *layers)
+        return x
 
 
 class TimeEmbedding(nn.Module):
@@ -170,11 +170,11 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, config)])
         self.proj_out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, text: KeysValues, shares: Shares, recorder: MapRecorder | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, control: RowControl | None, *layers: Layer) -> Tensor:
         batch, channels, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, -1, channels)  # [B, HW, C], no copy when channels_last
         tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)  # the 1×1 convolution, on tokens
-        tokens = self.transformer_blocks[0](tokens, text, shares, recorder)
+        tokens = self.transformer_blocks[0](tokens, context, control, *layers)
         tokens = F.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
         return x + tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
@@ -189,17 +189,18 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, text: KeysValues, shares: Shares, recorder: MapRecorder | None) -> Tensor:
-        self_share, cross_share = shares
-        x = x + self.attn1(self.norm1(x), None, self_share, recorder and recorder.record_self)
-        x = x + self.attn2(self.norm2(x), text, cross_share, recorder and recorder.record_cross)
+    def forward(
+        self, x: Tensor, context: Tensor, control: RowControl | None, self_layer: Layer, cross_layer: Layer
+    ) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h, control, self_layer)
+        x = x + self.attn2(self.norm2(x), context, control, cross_layer)
         return x + self.ff(self.norm3(x))
 
 
 class Attention(nn.Module):
-    """Multi-head attention from x to a text, or to x itself where there is none. With a share, only the rows whose maps
-    are taken project queries and keys. record(q, k, source), if given, is called with the queries and keys of all maps
-    to choose from, and each row's choice."""
+    """Multi-head attention from x to a context: a prompt's embedding, or x itself. Only the queries, keys and values
+    that some row uses are projected."""
 
     implementation = "auto"  # of `minibaret.kernels.attention`
 
@@ -213,28 +214,18 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(
-        self,
-        x: Tensor,
-        text: KeysValues | None = None,
-        share: Share | None = None,
-        record: Callable[[Tensor, Tensor, Sequence[int] | None], None] | None = None,
-    ) -> Tensor:
-        mapped = x if share is None else take_rows(x, share.project)
-        q = self._split(self.to_q(mapped))
-        if text is None:
-            k, v = self._split(self.to_k(mapped)), self._split(self.to_v(x))
-        else:
-            k, v = text if share is None else (take_rows(text[0], share.project), text[1])
-        if share is not None:
-            q, k = share.exchange(self, q, k)
-        source = share and share.source
-        if record is not None:
-            record(q, k, source)
-        return self.to_out[0](attention(q, k, v, source, self.implementation).flatten(2))
-
-    def project(self, context: Tensor) -> KeysValues:
-        return self._split(self.to_k(context)), self._split(self.to_v(context))
+    def forward(self, x: Tensor, context: Tensor, control: RowControl | None = None, layer: Layer | None = None):
+        """x (B, N, width), context (B, M, context width) → (B, N, width)."""
+        rows = control and control.attention.get(layer)
+        in_q, in_k, in_v = (x, context, context) if rows is None else map(take_rows, (x, context, context), rows[:3])
+        q, k, v = self._split(self.to_q(in_q)), self._split(self.to_k(in_k)), self._split(self.to_v(in_v))
+        if rows and rows.words:
+            mixed = [torch.einsum("mn,nhd->mhd", words.to(v.dtype), v[place])[None] for place, words in rows.words]
+            v = torch.cat([v, *mixed])
+        if control:
+            control.record(layer, q, k, rows)
+        out = attention(q, k, v, rows and rows.takes, self.implementation)
+        return self.to_out[0](out.flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))  # [B, N, H, D]

@@ -1,0 +1,22 @@
+"""Every method, one file each; `METHODS` has them by name."""
+
+from ..errors import InputError
+from . import baret
+from .common import Edit, Job, Knobs, Method
+
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (baret,)}
+
+
+def find(method: str | Method | Edit) -> Method:
+    """The method of that name, or one made of a function `edit(sd, job, knobs)`. Raises InputError for a name that there
+    is not."""
+    if isinstance(method, Method):
+        return method
+    if callable(method):
+        return Method(getattr(method, "__name__", "method"), "", "", method)
+    if method not in METHODS:
+        raise InputError(f"a method must be one of {', '.join(METHODS)}, got {method!r}")
+    return METHODS[method]
+
+
+__all__ = ["METHODS", "Job", "Knobs", "Method", "find"]

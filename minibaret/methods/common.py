@@ -1,0 +1,164 @@
+"""What every method is made of: its knobs, what it is asked for, what it says of itself."""
+
+import math
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import dataclass, field, fields
+
+from torch import Tensor
+
+from ..control import Recorder
+from ..errors import InputError
+from ..inversion import Inversion
+from ..pipeline import StableDiffusion
+from ..sampler import Branch, Schedule, Step, invert
+
+WANTED = {  # by kind of knob: what its value must be, in words
+    "steps": "a whole number from 1 to 999",
+    "count": "a whole number, at least 0",
+    "number": "a finite number",
+    "positive": "a number above 0",
+    "fraction": "a number from 0 to 1",
+    "fractions": "two numbers from 0 to 1",
+    "pair": "two numbers, at least 0",
+    "flag": "true or false",
+    "word": "a word",
+    "weights": "words and numbers, such as hat=2",
+}
+
+
+def knob(default, kind: str | tuple[str, ...], help: str, source: str = ""):
+    """A field of a method's knobs. kind: a name in WANTED, or the values to choose from; help: one line for the command
+    line; source: where the default is from, "ours" where the paper is silent."""
+    return field(default=default, metadata={"kind": kind, "help": help, "source": source})
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What can be chosen about any method. Raises InputError for impossible values."""
+
+    steps: int = knob(50, "steps", "DDIM steps")
+    guidance: float = knob(7.5, "number", "of classifier-free guidance")
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            kind, value = entry.metadata["kind"], getattr(self, entry.name)
+            if not (value is None and entry.default is None) and not fits(kind, value):
+                wanted = WANTED[kind] if isinstance(kind, str) else f"one of {', '.join(kind)}"
+                raise InputError(f"{entry.name.replace('_', ' ')} must be {wanted}, got {value!r}")
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.steps)
+
+    def first(self, fraction: float) -> int:
+        """How many steps are the first `fraction` of all: step i is among them where i < fraction · steps."""
+        return math.ceil(fraction * self.steps - 1e-9)
+
+
+def fits(kind: str | tuple[str, ...], value) -> bool:
+    """Whether the value is one that a knob of that kind may have."""
+    if not isinstance(kind, str):
+        return value in kind
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    finite = (isinstance(value, float) or whole) and math.isfinite(value)
+    if kind in ("fractions", "pair"):
+        high = 1 if kind == "fractions" else math.inf
+        pair = isinstance(value, tuple | list) and len(value) == 2
+        return pair and all(fits("number", part) and 0 <= part <= high for part in value)
+    if kind == "weights":
+        pairs = isinstance(value, tuple | list) and all(isinstance(part, tuple | list) for part in value)
+        return pairs and all(len(p) == 2 and isinstance(p[0], str) and fits("number", p[1]) for p in value)
+    return {
+        "steps": whole and 1 <= value < 1000,
+        "count": whole and value >= 0,
+        "number": finite,
+        "positive": finite and value > 0,
+        "fraction": finite and 0 <= value <= 1,
+        "flag": isinstance(value, bool),
+        "word": isinstance(value, str) and bool(value.strip()),
+    }[kind]
+
+
+@dataclass
+class Job:
+    """What a method is asked for."""
+
+    latents: Tensor  # of the picture, (1, 4, h, w), float32
+    prompt: str  # what the edited picture should show
+    source_prompt: str | None = None  # what the picture shows
+    kept: Inversion = field(default_factory=Inversion)  # what is slow to find and known already; grows
+    pictures: Collection[str] = ()  # branches whose pictures are wanted beside the edit's
+    recorders: Sequence[Recorder] = ()  # that look at attention maps
+
+    @property
+    def source(self) -> str:
+        """The source prompt, or the empty one."""
+        return self.source_prompt or ""
+
+    def wanted(self, branches: Sequence[Branch]) -> list[str]:
+        """The branches whose pictures are wanted, the edit first."""
+        others = [branch.name for branch in branches if branch.name in self.pictures and branch.name != "edit"]
+        return ["edit", *others]
+
+
+Found = dict[str, Tensor]  # final latents (1, 4, h, w) by branch; "edit" is among them
+Edit = Callable[[StableDiffusion, Job, Knobs], Generator[Step, None, Found]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to edit a picture."""
+
+    name: str
+    summary: str  # one line
+    paper: str  # authors, year
+    edit: Edit
+    knobs: type[Knobs] = Knobs
+    invert: Edit | None = None  # its slow part alone, whose findings an inversion file keeps
+    needs_source: bool = False  # a source prompt
+    strength: str = ""  # the knob for trade-off curves
+    tunes: str = ""  # what it tunes, if anything
+    rows: int = 4  # of the UNet's largest batch
+
+    def needs(self) -> str:
+        """In words, beside picture and prompt."""
+        seed = any(entry.name == "seed" for entry in fields(self.knobs))
+        return ", ".join(["source prompt"] * self.needs_source + ["seed"] * seed) or "–"
+
+    def knobs_from(self, values: dict) -> Knobs:
+        """Raises InputError for a knob that the method does not have."""
+        known = [entry.name for entry in fields(self.knobs)]
+        for name in values:
+            if name not in known:
+                flags = ", ".join(entry.replace("_", "-") for entry in known)
+                raise InputError(f"{self.name} has no {name.replace('_', '-')}; what it has: {flags}")
+        return self.knobs(**values)
+
+
+def trajectory(
+    sd: StableDiffusion, job: Job, prompt: str, knobs: Knobs, count: int | None = None
+) -> Generator[Step, None, list[Tensor]]:
+    """z*[0] … z*[T] of the DDIM inversion with that prompt (to z*[count], if given), found once and kept."""
+    recipe = {"steps": knobs.steps, "inversion prompt": said(sd, prompt)}
+    found = job.kept.find("trajectory", recipe, shapes=(job.latents.shape,))
+    if not found:
+        found.append((job.latents,))
+    latents = [item[0] for item in found]
+    begun = len(latents)
+    for step in invert(sd, latents, sd.embed(prompt), knobs.schedule, count):
+        found.extend((z,) for z in latents[begun:])
+        begun = len(latents)
+        yield step
+    return latents if count is None else latents[: count + 1]
+
+
+def said(sd: StableDiffusion, prompt: str) -> dict:
+    """A prompt as a recipe has it: what it is to the model, and how it was written."""
+    return {"text": prompt, "tokens": sd.tokens(prompt)}
+
+
+def interpolate(towards: Tensor, start: Tensor, weight: float) -> Tensor:
+    """weight · towards + (1 − weight) · start, of embeddings."""
+    return weight * towards + (1 - weight) * start
+
+

@@ -1,0 +1,129 @@
+"""`StableDiffusion`: prompts to embeddings, pictures to latents and back, latents to predicted noise."""
+
+import copy
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .control import RowControl
+from .errors import InputError
+from .images import to_image, to_pixels
+from .memory import NO_SAVINGS, Savings, trim
+from .models import tiled_vae
+from .models.tokenizer import TextTooLong, is_unicode
+from .models.unet import UNet
+from .weights import Model, OnDemandModel
+
+
+@dataclass
+class Counts:
+    """What the UNet was asked for."""
+
+    row_forwards: int = 0
+    gradient_passes: int = 0
+
+
+class StableDiffusion:
+    """The networks, ready to be asked."""
+
+    def __init__(self, model: Model | OnDemandModel, savings: Savings = NO_SAVINGS):
+        """savings: of memory; on_demand and unet_dtype only with an OnDemandModel."""
+        self.model, self.savings = model, savings
+        self.config, self.device, self.tokenizer = model.config, model.device, model.tokenizer
+        self.counts = Counts()
+        self._unet: UNet | None = None
+        self._embeddings: dict[str, Tensor] = {}
+
+    def with_unet(self, unet: UNet) -> "StableDiffusion":
+        """The same around another UNet, such as a tuned copy; both count together."""
+        other = copy.copy(self)
+        other._unet = unet
+        return other
+
+    @property
+    def unet(self) -> UNet:
+        return self._unet or self.network("unet")
+
+    def network(self, part: str) -> nn.Module:
+        """The network of that name ("unet", "vae", "text_encoder"), ready to run. Where networks are on demand, the
+        others are freed first."""
+        if self.savings.on_demand and self.model.free_all_but(part):
+            trim()
+        if isinstance(self.model, OnDemandModel) and part == "unet":
+            self.model.set_dtype("unet", self.savings.unet_dtype or self.model.dtype)
+        return getattr(self.model, part)
+
+    @torch.no_grad()
+    def embed(self, prompt: str) -> Tensor:
+        """The prompt's embedding (1, 77, width), float32; each prompt is encoded once. Raises InputError for a prompt
+        that is too long or not Unicode."""
+        if prompt not in self._embeddings:
+            ids = torch.tensor([self.tokens(prompt)], device=self.device)
+            self._embeddings[prompt] = self.network("text_encoder")(ids).float()
+        return self._embeddings[prompt]
+
+    def tokens(self, prompt: str) -> list[int]:
+        """The prompt's 77 ids. Raises InputError as `embed`."""
+        if not isinstance(prompt, str) or not is_unicode(prompt):
+            raise InputError(f"a prompt must be valid UTF-8 text, got {prompt!r}")
+        try:
+            return self.tokenizer(prompt)
+        except TextTooLong as error:
+            raise InputError(str(error)) from None
+
+    @torch.no_grad()
+    def encode(self, picture: Image.Image) -> Tensor:
+        """RGB picture → scaled latents (1, 4, H/8, W/8), float32."""
+        vae = self.network("vae")
+        weight, encode = vae.quant_conv.weight, partial(tiled_vae.encode, vae) if self.savings.tiled_vae else vae.encode
+        return encode(to_pixels(picture).to(weight.device, weight.dtype)).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Image.Image:
+        """Scaled latents (1, 4, h, w) → RGB picture, 8 times as large. Raises InputError where numbers overflow, as a
+        network's may in float16."""
+        vae = self.network("vae")
+        decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
+        pixels = decode(latents.to(vae.quant_conv.weight.dtype))
+        if not pixels.isfinite().all():
+            kind = str(pixels.dtype).removeprefix("torch.")
+            raise InputError(f"the picture must be of finite numbers, but they overflow in {kind}: try another dtype")
+        return to_image(pixels)
+
+    def eps(self, latents: Tensor, timestep: int, context: Tensor, control: RowControl | None = None) -> Tensor:
+        """The noise that the UNet predicts in latents (B, 4, h, w), float32, given contexts (B, 77, width)."""
+        unet = self.unet
+        unet.set_checkpointing(self.savings.checkpointing)
+        timesteps = torch.full((), timestep, device=latents.device)  # made there: a copy to a GPU would make it wait
+        self.counts.row_forwards += len(latents)
+        return unet(latents.to(unet.dtype), timesteps, context.to(unet.dtype), control).float()
+
+    def digest(self) -> dict[str, str]:
+        """SHA-256 of each network's weights as they are used, found once for a model."""
+        key = self.savings.unet_dtype
+        if key not in self.model.digests:
+            order = ("text_encoder", "vae", "unet")  # the one needed next is read last
+            self.model.digests[key] = {part: network_digest(self.network(part)) for part in order}
+        return self.model.digests[key]
+
+
+def network_digest(network: nn.Module) -> str:
+    """SHA-256 over the network's config and each tensor's name, dtype, shape and every byte, as they are in memory: the
+    same weights in another dtype, or a single value that changed, give another. It does not see the code that runs
+    them. Takes seconds for the gigabytes of Stable Diffusion 1.5; threads share the work."""
+    tensors = sorted(network.state_dict().items())
+    digest = hashlib.sha256(repr(network.config).encode())
+    with ThreadPoolExecutor() as threads:
+        for (name, tensor), content in zip(tensors, threads.map(tensor_digest, [tensor for _, tensor in tensors])):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> bytes:
+    """SHA-256 of a tensor's bytes, in the order of its elements, whatever its memory format and device."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()

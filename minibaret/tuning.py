@@ -1,0 +1,93 @@
+"""Tuning an embedding, time step by time step, so that guided sampling retraces a DDIM inversion.
+
+Target-text inversion tunes the prompt's embedding (BARET, Eq. 1, 2, Algorithm 1); null-text inversion (Mokady et al.
+2022, Algorithm 1) the empty one, against which guidance leads away. They differ in which of the two noises moves.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .pipeline import StableDiffusion
+from .sampler import Schedule, Step, guide
+
+
+class Tuned(NamedTuple):
+    """What the tuning found at one time step."""
+
+    embedding: Tensor  # (1, 77, width), float32
+    latents: Tensor  # (1, 4, h, w): where guided sampling with it leads
+    losses: Tensor  # float64: before the first inner iteration, and after each
+
+    @property
+    def iterations(self) -> int:
+        return len(self.losses) - 1
+
+
+def tune(
+    sd: StableDiffusion,
+    tuned: list[Tuned],
+    trajectory: list[Tensor],
+    embedding: Tensor,
+    fixed: Tensor,
+    schedule: Schedule,
+    guidance: float,
+    *,
+    inner_steps: int,
+    learning_rate: Callable[[int], float],
+    threshold: Callable[[int], float],
+    unconditional: bool = False,
+    stage: str = "tuning",
+) -> Iterator[Step]:
+    """Extends `tuned` by one entry for each time step that it lacks, the noisiest first.
+
+    trajectory: z*[0] … z*[T]. embedding: to begin with, (1, 77, width); each time step goes on from the one before,
+    with Adam begun anew. fixed: the other embedding, whose noise is predicted once a step and used again. threshold:
+    the loss, at time step i, below which its tuning ends. unconditional: tune what guidance leads away from (null-text
+    inversion, which takes the step that found the loss low enough), not the prompt (target-text inversion, which does
+    not). Weights are left alone: only the embedding has a gradient, and is float32 whatever the networks' dtype. Raises
+    InputError where the loss is not finite.
+    """
+    latents = tuned[-1].latents if tuned else trajectory[-1]
+    embedding = tuned[-1].embedding if tuned else embedding.float()
+    for index in range(len(tuned), schedule.steps):
+        timestep, goal = schedule.timesteps[index], trajectory[-2 - index]
+        with torch.no_grad():
+            still = sd.eps(latents, timestep, fixed)
+
+        def arrive(embedding: Tensor, latents=latents, timestep=timestep, still=still) -> Tensor:
+            moving = sd.eps(latents, timestep, embedding)
+            pair = (moving, still) if unconditional else (still, moving)
+            return schedule.step(latents, guide(*pair, guidance), timestep)
+
+        embedding = embedding.detach().clone().requires_grad_()
+        adam = torch.optim.Adam([embedding], lr=learning_rate(index))
+        losses: list[float] = []
+        while True:
+            last = len(losses) == inner_steps
+            with torch.set_grad_enabled(not last):
+                moved = arrive(embedding)
+                error = (moved - goal).square().sum()
+            losses.append(error.item() / goal.numel())  # the one time that the CPU waits for a GPU
+            if not math.isfinite(losses[-1]):
+                raise InputError(
+                    f"{stage} needs a finite loss, got {losses[-1]}: a smaller learning rate or a wider dtype may help"
+                )
+            met = losses[-1] < threshold(index)
+            if last or (met and not unconditional):
+                break
+            # of the sum, not of the mean: that one's gradient would vanish in float16
+            embedding.grad = torch.autograd.grad(error, embedding)[0] / goal.numel()
+            sd.counts.gradient_passes += 1
+            adam.step()
+            if met:
+                with torch.no_grad():
+                    moved = arrive(embedding)
+                break
+        embedding, latents = embedding.detach(), moved.detach()
+        tuned.append(Tuned(embedding, latents, torch.tensor(losses, dtype=torch.float64)))
+        yield Step(stage, index, schedule.steps, latents, losses[-1], len(losses) - 1)
