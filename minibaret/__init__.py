@@ -12,8 +12,8 @@ from .inversion import Inversion, load_inversion
 from .loading import load
 from .maps import MapRequest
 from .memory import Savings
-from .result import Result
 from .methods import METHODS
+from .result import Result
 
 __all__ = [
     "METHODS",

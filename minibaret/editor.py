@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from .errors import InputError
@@ -188,7 +189,9 @@ class Editor:
                 raise InputError(f"{error}; pass --force to start over") from None
             unfinished_path(Path(file)).unlink()
             options = {"source_prompt": source_prompt, "size": size, "fit": fit, "inversion": inversion}
-            return (yield from self.inversion_steps(image, prompt, method, preset=preset, file=file, **options, **knobs))
+            return (
+                yield from self.inversion_steps(image, prompt, method, preset=preset, file=file, **options, **knobs)
+            )
         return kept
 
     def _unfinished(self, file: Path, origin: Origin, restart: bool) -> Inversion | None:
@@ -206,7 +209,8 @@ class Editor:
 
     def _chosen(self, method: Method, preset: str | None, inversion: Inversion | None, knobs: dict) -> Knobs:
         names = {entry.name for entry in dataclasses.fields(method.knobs)}
-        stored = {name: value for name, value in (inversion.settings if inversion else {}).items() if name in names}
+        settings = inversion.settings if inversion and inversion.origin else {}
+        stored = {name: value for name, value in settings.items() if name in names}
         return self.knobs(method, preset, **{**stored, **knobs})
 
     def _defaults(self, method: Method) -> dict:
@@ -228,7 +232,8 @@ class Editor:
     ) -> tuple[StableDiffusion, int]:
         """The networks, with the savings of memory that the work needs; the estimate of what it then takes, in bytes.
         Raises InputError where the limit cannot be kept."""
-        done = inversion is not None and any(entry.name != "trajectory" for entry in inversion.entries)
+        file = inversion is not None and inversion.origin is not None
+        done = file and any(entry.name != "trajectory" for entry in inversion.entries)
         work = Work(
             config=self.config,
             parameters=self.model.parameter_counts(),
@@ -241,9 +246,10 @@ class Editor:
         savings = self.savings
         if self.memory_limit is not None:
             free = not self._dtype_is_fixed
-            if inversion and inversion.origin and free and not savings.unet_dtype:
+            if file and free and not savings.unet_dtype:
                 # An inversion belongs to one dtype of the UNet; of others than the model's a plan knows only bfloat16.
-                savings, free = dataclasses.replace(savings, unet_dtype=half_of(inversion, work)), False
+                half = inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32
+                savings, free = dataclasses.replace(savings, unet_dtype=torch.bfloat16 if half else None), False
             savings = plan(self.memory_limit, work, savings, free)
         return StableDiffusion(self.model, savings), estimate(work, savings)
 
@@ -273,10 +279,3 @@ class Editor:
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise InputError(f"width and height must be multiples of {multiple} pixels, got {width}×{height}")
         return width, height
-
-
-def half_of(inversion: Inversion, work: Work):
-    """bfloat16 where the inversion was made with it by a model of float32, else None."""
-    import torch
-
-    return torch.bfloat16 if inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32 else None

@@ -8,8 +8,7 @@ METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (b
 
 
 def find(method: str | Method | Edit) -> Method:
-    """The method of that name, or one made of a function `edit(sd, job, knobs)`. Raises InputError for a name that there
-    is not."""
+    """The method of that name, or one made of a function `edit(sd, job, knobs)`. Raises InputError for another name."""
     if isinstance(method, Method):
         return method
     if callable(method):

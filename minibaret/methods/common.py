@@ -160,5 +160,3 @@ def said(sd: StableDiffusion, prompt: str) -> dict:
 def interpolate(towards: Tensor, start: Tensor, weight: float) -> Tensor:
     """weight · towards + (1 − weight) · start, of embeddings."""
     return weight * towards + (1 - weight) * start
-
-
