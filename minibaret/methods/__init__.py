@@ -1,10 +1,11 @@
 """Every method, one file each; `METHODS` has them by name."""
 
 from ..errors import InputError
-from . import baret
+from . import baret, diffedit, encode_decode, imagic, prompt_tuning, sdedit, sine
 from .common import Edit, Job, Knobs, Method
 
-METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (baret,)}
+MODULES = (baret, prompt_tuning, encode_decode, sdedit, diffedit, sine, imagic)
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in MODULES}
 
 
 def find(method: str | Method | Edit) -> Method:

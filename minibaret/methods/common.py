@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field, fields
 
+import torch
 from torch import Tensor
 
 from ..control import Recorder
@@ -160,3 +161,15 @@ def said(sd: StableDiffusion, prompt: str) -> dict:
 def interpolate(towards: Tensor, start: Tensor, weight: float) -> Tensor:
     """weight · towards + (1 − weight) · start, of embeddings."""
     return weight * towards + (1 - weight) * start
+
+
+def random_numbers(seed: int) -> torch.Generator:
+    """Made on the CPU, so that every device gets the same. Raises InputError for a seed of more than 64 bits."""
+    if seed >= 2**64:
+        raise InputError(f"seed must be below 2⁶⁴, got {seed}")
+    return torch.Generator().manual_seed(seed)
+
+
+def noise_like(latents: Tensor, numbers: torch.Generator, count: int = 1) -> Tensor:
+    """Normally distributed (count, 4, h, w), where the latents are."""
+    return torch.randn(count, *latents.shape[1:], generator=numbers).to(latents.device)
