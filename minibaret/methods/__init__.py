@@ -1,10 +1,11 @@
 """Every method, one file each; `METHODS` has them by name."""
 
 from ..errors import InputError
-from . import baret
+from . import baret, direct, masactrl, negative_prompt, null_text, plug_and_play, prompt_to_prompt
 from .common import Edit, Job, Knobs, Method
 
-METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (baret,)}
+MODULES = (baret, prompt_to_prompt, null_text, negative_prompt, direct, masactrl, plug_and_play)
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in MODULES}
 
 
 def find(method: str | Method | Edit) -> Method:
