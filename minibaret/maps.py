@@ -94,17 +94,20 @@ def word_maps(q: Tensor, k: Tensor, words: Tensor | None) -> Tensor:
     return maps if words is None else maps @ words.to(maps)
 
 
-def find_words(words: tuple[str, ...], text: str, tokenizer: ClipTokenizer) -> list[list[int]]:
+def find_words(words: Sequence[str], text: str, tokenizer: ClipTokenizer, purpose: str = "look at") -> list[list[int]]:
     """The token positions of each word in the text. Raises InputError for a word that is not in it."""
-    pieces = tokenizer.tokens(text)
-    found = []
-    for word in words:
-        wanted = tokenizer.tokens(word) if is_unicode(word) else []
-        starts = [i for i in range(len(pieces)) if wanted and pieces[i : i + len(wanted)] == wanted]
-        if not starts:
-            raise InputError(f"words to look at must be in the text, but {word!r} is not in {text!r}")
-        found.append([1 + start + i for start in starts for i in range(len(wanted))])  # after the start token
+    found = [word_tokens(word, text, tokenizer) for word in words]
+    for word, tokens in zip(words, found):
+        if not tokens:
+            raise InputError(f"words to {purpose} must be in the text, but {word!r} is not in {text!r}")
     return found
+
+
+def word_tokens(word: str, text: str, tokenizer: ClipTokenizer) -> list[int]:
+    """The token positions of the word wherever it is in the text; none where it is not."""
+    pieces, wanted = tokenizer.tokens(text), tokenizer.tokens(word) if is_unicode(word) else []
+    starts = [i for i in range(len(pieces)) if wanted and pieces[i : i + len(wanted)] == wanted]
+    return [1 + start + i for start in starts for i in range(len(wanted))]  # after the start token
 
 
 def check_request(request: MapRequest, size: tuple[int, int], steps: int, levels: int) -> None:
