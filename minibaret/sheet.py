@@ -8,11 +8,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .balanced_attention import PROCESSES
 from .result import Result
 
 MARGIN = 8  # pixels
 PAPER, INK = (250, 249, 245), (60, 56, 50)
+PROCESSES = ("reconstruction", "transition", "edit")
 
 
 def contact_sheet(
@@ -47,16 +47,16 @@ def contact_sheet(
 
 def edit_sheet(result: Result, text: str) -> Image.Image:
     """Input, reconstruction, transition and edit of one run, under its text."""
-    pictures = [result.input, result.reconstruction, result.transition, result.image]
+    pictures = [result.input, *(result.images.get(name) for name in PROCESSES)]
     scale = max(1, 256 // result.input.height)
-    return contact_sheet([pictures], ["input", "reconstruction", "transition", "edit"], f"“{text}”", scale)
+    return contact_sheet([pictures], ["input", *PROCESSES], f"“{text}”", scale)
 
 
 def maps_sheet(result: Result, text: str, step: int | None = None) -> Image.Image:
     """The paper's Figure 3: for reconstruction, transition and edit, a row each, the picture and where it looks at each
     of the recorded words; at one step, or the mean of all recorded ones. A word's maps share one scale, from their
     lowest value to their highest."""
-    pictures = (result.reconstruction, result.transition, result.image)
+    pictures = [result.images[name] for name in PROCESSES]
     words = result.maps.request.words
     maps = {(word, process): result.maps.of_word(word, process, step) for word in words for process in PROCESSES}
     for word in words:
