@@ -98,9 +98,10 @@ class Inversion:
         which the list is made anew. A trajectory is never made anew beside a file's.
         """
         recipe = json.loads(json.dumps(recipe))
-        for entry in self.entries:
+        for place, entry in enumerate(self.entries):
             if entry.name == name and not _differing(entry.recipe, recipe):
                 _check(entry, kind, shapes, self.name)
+                self.entries.append(self.entries.pop(place))  # the list that was asked for last is the last
                 return entry.items
         rivals = [entry for entry in self.entries if entry.name == name and entry.read]
         for entry in rivals:
@@ -145,7 +146,7 @@ class Inversion:
         return sum(len(entry.items) for entry in self.entries)
 
     def items(self, name: str) -> list:
-        """The items of the last list of that name."""
+        """The items of the list of that name that was found last."""
         return next((entry.items for entry in reversed(self.entries) if entry.name == name), [])
 
     def save(self, path: str | Path) -> None:

@@ -42,10 +42,14 @@ def contact_sheet(rows: list[list[Cell]], title: str = "", scale: int = 1) -> Im
     return sheet
 
 
-def grid(pictures: Sequence[Image.Image], columns: int, title: str = "") -> Image.Image:
-    """Pictures without labels, `columns` in a row."""
-    cells = [(picture, ()) for picture in pictures]
-    return contact_sheet([cells[start : start + columns] for start in range(0, len(cells), columns)], title)
+def columns_sheet(
+    rows: Sequence[Sequence[Image.Image | None]], labels: Sequence[str] = (), title: str = "", scale: int = 1
+) -> Image.Image:
+    """Rows of pictures over one line of labels, one for each column; None leaves a place empty."""
+    cells = [[(picture, ()) for picture in row] for row in rows]
+    if labels:
+        cells[-1] = [(picture, [label]) for picture, label in zip(rows[-1], labels)]
+    return contact_sheet(cells, title, scale)
 
 
 def edit_sheet(result: Result, prompt: str) -> Image.Image:

@@ -1,8 +1,21 @@
 """Every method, one file each; `METHODS` has them by name."""
 
 from ..errors import InputError
-from . import baret, diffedit, direct, encode_decode, imagic, masactrl, negative_prompt, null_text
-from . import plug_and_play, prompt_to_prompt, prompt_tuning, sdedit, sine
+from . import (
+    baret,
+    diffedit,
+    direct,
+    encode_decode,
+    imagic,
+    masactrl,
+    negative_prompt,
+    null_text,
+    plug_and_play,
+    prompt_to_prompt,
+    prompt_tuning,
+    sdedit,
+    sine,
+)
 from .common import Edit, Job, Knobs, Method
 
 MODULES = (

@@ -9,7 +9,7 @@ from PIL import Image
 from ..evaluation import SHEET_LABELS, SHEET_ROWS
 from ..loading import load
 from ..progress import Count, nobody
-from ..sheet import contact_sheet, edit_sheet
+from ..sheet import columns_sheet, edit_sheet
 from ..weights import MINIATURE_FOLDER
 from .curves import draw_curves, keep_curves
 from .edits import Edit, edit_pictures
@@ -39,7 +39,7 @@ def card_pictures(
     for picture in islice(generate(editor, [Scene.random(seed) for seed in MEASURED_SEEDS[:BATCH]]), SAMPLES):
         made.append(picture)
         watch("samples", len(made), SAMPLES)
-    yield "samples.png", contact_sheet([made[start : start + ACROSS] for start in range(0, SAMPLES, ACROSS)])
+    yield "samples.png", columns_sheet([made[start : start + ACROSS] for start in range(0, SAMPLES, ACROSS)])
     result = editor.edit(MINIATURE_FOLDER / "examples" / EXAMPLE, EXAMPLE_TEXT)
     yield "sheet.png", edit_sheet(result, EXAMPLE_TEXT)
     others = [kind for kind in KINDS if kind != "posture"]
@@ -53,4 +53,4 @@ def card_pictures(
         for row in edit_pictures(edits, weights, workers):
             rows.append(row)
             watch(name, len(rows), len(edits))
-        yield name, contact_sheet(rows, SHEET_LABELS)
+        yield name, columns_sheet(rows, SHEET_LABELS)
