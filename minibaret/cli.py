@@ -66,6 +66,31 @@ def edit(options: argparse.Namespace) -> None:
         print(json.dumps({**result.summary(), "output": str(options.output)}))
 
 
+def generate(options: argparse.Namespace) -> None:
+    from .images import write_image
+    from .methods.prompt_to_prompt import generate
+    from .progress import ProgressBars, run_to_end
+    from .sheet import columns_sheet
+
+    _check_outputs(options, options.output)
+    given = _knobs(options)
+    editor = _load(options)
+    knobs, size = editor.knobs(options.method, options.preset, **given), editor.check_size(_size(options, editor))
+    editor.check_prompts(options.method, options.prompt, options.source_prompt or options.prompt)
+    source = options.source_prompt
+    with ProgressBars() as bars:
+        found = run_to_end(
+            generate(editor.sd, source or options.prompt, options.prompt, knobs, size, options.seed), bars
+        )
+    names = ["source", "edit"] if source else ["edit"]
+    images = {name: editor.sd.decode(found[name]) for name in names}
+    pictures = [[images[name] for name in names]]
+    write_image(columns_sheet(pictures, [source, options.prompt]) if source else images["edit"], options.output)
+    print(f"{options.output}: seed {options.seed}")
+    if options.json:
+        print(json.dumps({"seed": options.seed, "output": str(options.output)}))
+
+
 def compare(options: argparse.Namespace) -> None:
     from .compare import compare
     from .images import write_image
@@ -261,7 +286,9 @@ def _report(options: argparse.Namespace, result: "Result") -> None:
         print(f"peak memory {summary['peak_memory'] / 1e9:.2f} GB; savings: {summary['savings']}")
 
 
-COMMANDS = {command.__name__: command for command in (edit, compare, methods, invert, maps, evaluate, inspect)}
+COMMANDS = {
+    command.__name__: command for command in (edit, compare, methods, invert, generate, maps, evaluate, inspect)
+}
 
 
 def _fail(sentence: str, code: int = 2) -> int:

@@ -97,7 +97,7 @@ class Editor:
         chosen = self._chosen(method, preset, inversion, knobs)
         picture, fit = self._prepare(image, size, fit, inversion)
         pictures = {"edit", *(BRANCHES if pictures == ALL else pictures)}
-        self._check_prompts(method, prompt, source_prompt)
+        self.check_prompts(method, prompt, source_prompt)
         sd, expected = self._plan(method, chosen, picture.size, inversion)
         sd.embed(prompt), sd.embed(source_prompt or ""), sd.embed("")  # before other networks are read
         collector = self._collector(maps, prompt, picture.size, chosen) if maps else None
@@ -169,7 +169,7 @@ class Editor:
             check_place(Path(file), force=True)
         chosen = self._chosen(method, preset, inversion, knobs)
         picture, fit = self._prepare(image, size, fit, inversion)
-        self._check_prompts(method, prompt, source_prompt)
+        self.check_prompts(method, prompt, source_prompt)
         sd, _ = self._plan(method, chosen, picture.size, inversion)
         origin = Origin.of(sd, picture, fit)
         try:
@@ -219,7 +219,9 @@ class Editor:
         common = {name: value for name, value in self.config.defaults.items() if name in names}
         return tuples({**common, **self.config.defaults.get(method.name, {})})
 
-    def _check_prompts(self, method: Method, prompt: str, source_prompt: str | None) -> None:
+    def check_prompts(self, method: str | Method | Callable, prompt: str, source_prompt: str | None) -> None:
+        """Raises InputError for prompts that the method could not use."""
+        method = find(method)
         self.sd.tokens(prompt)
         if not prompt.strip():
             raise InputError("a prompt that says what the picture should show was wanted, got an empty one")
@@ -265,7 +267,7 @@ class Editor:
             size, fit = size or inversion.origin.size, fit or inversion.origin.fit
         fit = fit or FITS[0]
         picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-        return fit_image(picture, self._size(size), fit), fit
+        return fit_image(picture, self.check_size(size), fit), fit
 
     def _collector(self, request: MapRequest, prompt: str, size: tuple[int, int], knobs: Knobs) -> MapCollector:
         check_request(request, size, knobs.steps, len(self.config.unet.channels))
@@ -273,7 +275,8 @@ class Editor:
         factor = self.config.latent_factor
         return MapCollector(request, words, (size[1] // factor, size[0] // factor), factor)
 
-    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+    def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """(width, height) in pixels, the model's if None. Raises InputError for one that the networks cannot take."""
         side, multiple = self.config.image_size, self.config.size_multiple
         width, height = size or (side, side)
         if width < multiple or height < multiple or width % multiple or height % multiple:

@@ -57,6 +57,22 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_model(found)
 
     found = add(
+        "generate",
+        "make a picture of a prompt; with --source-prompt two, by prompt-to-prompt",
+        "Make a picture of a prompt from noise. With --source-prompt: that prompt's picture beside it, from the same "
+        "noise, whose attention the first one takes (prompt-to-prompt).",
+    )
+    found.add_argument("prompt", help="what the picture should show")
+    found.add_argument("--source-prompt", metavar="PROMPT", help="the prompt that it should be an edit of")
+    found.add_argument("--seed", type=int, default=0, help="of the noise; default %(default)s")
+    _add_output(found, "generated.png")
+    found.add_argument("--preset", choices=("paper",), help="the paper's values, whatever the model's config says")
+    if full:
+        _add_knobs(found.add_argument_group("knobs"), "prompt-to-prompt")
+    _add_json(found)
+    _add_model(found)
+
+    found = add(
         "maps",
         "edit one picture and draw where its attention looks",
         "Draw the cross-attention of words in each branch (the BARET paper's Figure 3).",
@@ -96,9 +112,13 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
 def _add_picture(command: argparse.ArgumentParser, output: str) -> None:
     command.add_argument("image", type=Path, help="picture to edit: PNG, JPEG, WebP, …")
     command.add_argument("prompt", help="what the edited picture should show")
+    command.add_argument("--fit", choices=("crop", "pad", "stretch"), help="default crop")
+    _add_output(command, output)
+
+
+def _add_output(command: argparse.ArgumentParser, output: str) -> None:
     command.add_argument("-o", "--output", type=Path, default=Path(output), help="default %(default)s")
     _add_force(command)
-    command.add_argument("--fit", choices=("crop", "pad", "stretch"), help="default crop")
     command.add_argument("--width", type=int, help="pixels; the model's own size if not given")
     command.add_argument("--height", type=int)
 
@@ -144,7 +164,12 @@ def _add_method(command: argparse.ArgumentParser, full: bool, source: bool = Tru
     group.add_argument("--preset", choices=("paper",), help="the paper's values, whatever the model's config says")
     if not full:
         return
-    for name, entries in knob_fields().items():
+    _add_knobs(group)
+
+
+def _add_knobs(group, method: str | None = None) -> None:
+    """Of that method, or of all."""
+    for name, entries in knob_fields(method).items():
         kind = next(iter(entries.values())).metadata["kind"]
         flag, help = f"--{name.replace('_', '-')}", _help(entries)
         if kind == "flag":
@@ -159,20 +184,20 @@ def _add_method(command: argparse.ArgumentParser, full: bool, source: bool = Tru
             group.add_argument(flag, choices=kind, help=help)
 
 
-def knob_fields() -> dict[str, dict]:
-    """The knobs of all methods: fields by name, then by method."""
+def knob_fields(method: str | None = None) -> dict[str, dict]:
+    """The knobs of that method, or of all: fields by name, then by method."""
     from .methods import METHODS
 
     found: dict[str, dict] = {}
-    for method in METHODS.values():
-        for entry in fields(method.knobs):
-            found.setdefault(entry.name, {})[method.name] = entry
+    for each in METHODS.values():
+        for entry in fields(each.knobs) if method in (None, each.name) else ():
+            found.setdefault(entry.name, {})[each.name] = entry
     return found
 
 
-def chosen_knobs(options: argparse.Namespace) -> dict:
-    """The knobs that were given."""
-    given = {name: getattr(options, name, None) for name in knob_fields()}
+def chosen_knobs(options: argparse.Namespace, method: str | None = None) -> dict:
+    """The knobs that were given, of that method or of any."""
+    given = {name: getattr(options, name, None) for name in knob_fields(method)}
     given = {name: value for name, value in given.items() if value is not None}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 

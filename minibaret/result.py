@@ -43,7 +43,9 @@ class Result:
     @property
     def tuned(self) -> list[Tuned]:
         """What was tuned for each time step, noisiest first; empty where the method tunes none."""
-        return next((entry.items for entry in reversed(self.kept.entries) if entry.items and type(entry.items[0]) is Tuned), [])
+        return next(
+            (entry.items for entry in reversed(self.kept.entries) if entry.items and type(entry.items[0]) is Tuned), []
+        )
 
     @property
     def reconstruction_psnr(self) -> float | None:
