@@ -73,19 +73,17 @@ def generate(options: argparse.Namespace) -> None:
     from .sheet import columns_sheet
 
     _check_outputs(options, options.output)
-    given = _knobs(options)
+    method, source = "prompt-to-prompt", options.source_prompt
     editor = _load(options)
-    knobs, size = editor.knobs(options.method, options.preset, **given), editor.check_size(_size(options, editor))
-    editor.check_prompts(options.method, options.prompt, options.source_prompt or options.prompt)
-    source = options.source_prompt
+    knobs = editor.knobs(method, options.preset, **chosen_knobs(options, method))
+    size = editor.check_size(_size(options, editor))
+    editor.check_prompts(method, options.prompt, options.prompt if source is None else source)
     with ProgressBars() as bars:
-        found = run_to_end(
-            generate(editor.sd, source or options.prompt, options.prompt, knobs, size, options.seed), bars
-        )
-    names = ["source", "edit"] if source else ["edit"]
-    images = {name: editor.sd.decode(found[name]) for name in names}
-    pictures = [[images[name] for name in names]]
-    write_image(columns_sheet(pictures, [source, options.prompt]) if source else images["edit"], options.output)
+        found = run_to_end(generate(editor.sd, source, options.prompt, knobs, size, options.seed), bars)
+    picture = editor.sd.decode(found["edit"])
+    if source is not None:
+        picture = columns_sheet([[editor.sd.decode(found["source"]), picture]], [source, options.prompt])
+    write_image(picture, options.output)
     print(f"{options.output}: seed {options.seed}")
     if options.json:
         print(json.dumps({"seed": options.seed, "output": str(options.output)}))
