@@ -1,9 +1,9 @@
-"""Attention whose rows may use another row's queries and keys. Imports nothing of minibaret but itself.
+"""Attention by row numbers. Imports nothing of minibaret but itself.
 
-    attention(q, k, v, source)    out[b] = softmax(q[source[b]] k[source[b]]ᵀ / √D) v[b]
+    attention(q, k, v, takes)    out[b] = Σ softmax(q[i] k[j]ᵀ / √D) v[l]  over the triples (i, j, l) of takes[b]
 
-Replacing Q and K is the same as replacing the attention map, so the map never has to exist in memory; rows that share
-a source share one QKᵀ and one softmax, which makes attention with injection cheaper than without.
+Replacing a row's queries and keys replaces its attention map, so the map never has to exist in memory; what takes the
+same map shares one QKᵀ and one softmax, which makes attention with injection cheaper than without. README.md has more.
 """
 
 from collections.abc import Sequence
@@ -12,30 +12,34 @@ import torch
 from torch import Tensor
 
 from . import reference, torch_maps, torch_sdpa, triton_attention
+from .triton_attention import triton_problem
+
+__all__ = ["IMPLEMENTATIONS", "WORTH_SHARING", "attention", "attention_maps", "triton_problem"]
+
+Takes = Sequence[Sequence[tuple[int, int, int]]]  # by output row: triples (row of q, row of k, row of v), summed
 
 IMPLEMENTATIONS = {
     "reference": reference.attention,  # the definition: slow, any dtype
     "torch": torch_sdpa.attention,  # everywhere, with gradients
     "triton": triton_attention.attention,  # one fused kernel, on GPUs in half precision, without gradients
 }
+WORTH_SHARING = 1024  # queries from which `auto` prefers the Triton kernel; a prediction, no GPU has measured it
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = None, implementation: str = "auto"
-) -> Tensor:
-    """Attention in which row b takes its map from row source[b] of the queries and keys, and keeps its own values.
+def attention(q: Tensor, k: Tensor, v: Tensor, takes: Takes | None = None, implementation: str = "auto") -> Tensor:
+    """Row b is the sum, over the triples (i, j, l) of takes[b], of softmax(q[i] k[j]ᵀ / √D) v[l].
 
-    q: (G, N, H, D), k: (G, M, H, D), v: (B, M, H, D), any strides; source: B ints in [0, G), or None for G = B and
-    plain attention. Returns (B, N, H, D). `implementation` is "auto" (the Triton kernel where it can, else PyTorch) or
-    a name of IMPLEMENTATIONS; a name never falls back. Raises ValueError where the shapes, the source, the name or
-    the named implementation do not fit.
+    q: (Gq, N, H, D), k: (Gk, M, H, D), v: (Gv, M, H, D), any strides with the features adjacent. takes: for each output
+    row at least one triple; None: plain attention, Gq = Gk = Gv. Returns (B, N, H, D). `implementation` is "auto" (the
+    Triton kernel where rows share a map and it is likely to pay, else PyTorch) or a name of IMPLEMENTATIONS; a name
+    never falls back. Raises ValueError where the shapes, the rows, the name or the named implementation do not fit.
     """
-    _check(q, k, v, source)
+    takes = _checked(q, k, v, takes)
     if implementation == "auto":
-        implementation = _automatic(q, k, v)
+        implementation = _automatic(q, k, v, takes)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be auto or one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
-    return IMPLEMENTATIONS[implementation](q, k, v, source)
+    return IMPLEMENTATIONS[implementation](q, k, v, takes)
 
 
 def attention_maps(
@@ -48,24 +52,30 @@ def attention_maps(
 ) -> Tensor:
     """Softmax(q kᵀ / √D) at the queries and keys asked for, to look at; `attention` itself never has it in memory.
 
-    q: (G, N, H, D), k: (G, M, H, D); queries, keys: token indices, all if None. The softmax is over all M keys
-    whichever are asked for. Returns (G, queries, keys), the mean of the heads, or with heads="each"
-    (G, H, queries, keys), in float32 or wider. Raises ValueError where something does not fit.
+    q: (G, N, H, D), k: (G, M, H, D), row by row; queries, keys: token indices, all if None. The softmax is over all M
+    keys whichever are asked for. Returns (G, queries, keys), the mean of the heads, or with heads="each"
+    (G, H, queries, keys), in float32 or wider. There is one implementation, "torch". Raises ValueError where something
+    does not fit.
     """
-    _check(q, k, k, None)
+    _check_shapes(q, k, k)
+    if len(q) != len(k):
+        raise ValueError(f"q and k must have the same rows, got {len(q)} and {len(k)}")
     if heads not in ("mean", "each"):
         raise ValueError(f"heads must be mean or each, got {heads!r}")
-    if implementation == "auto":
-        implementation = _automatic(q, k, k)
-    if implementation not in ("torch", "triton"):
-        raise ValueError(f"attention maps must be auto, torch or triton, got {implementation!r}")
-    make = torch_maps.attention_maps if implementation == "torch" else triton_attention.attention_maps
-    maps = make(q, k, _tokens("queries", queries, q), _tokens("keys", keys, k), heads == "mean")
+    if implementation not in ("auto", "torch"):
+        raise ValueError(f"attention maps must be auto or torch, got {implementation!r}")
+    maps = torch_maps.attention_maps(
+        q, k, _tokens("queries", queries, q), _tokens("keys", keys, k), mean=heads == "mean"
+    )
     return maps[:, 0] if heads == "mean" else maps
 
 
-def _automatic(q: Tensor, k: Tensor, v: Tensor) -> str:
-    return "triton" if q.is_cuda and triton_attention.why_not(q, k, v) is None else "torch"
+def _automatic(q: Tensor, k: Tensor, v: Tensor, takes: Takes) -> str:
+    maps = {take[:2] for terms in takes for take in terms}
+    shares = sum(map(len, takes)) > len(maps)
+    if not (q.is_cuda and shares and q.shape[1] >= WORTH_SHARING):
+        return "torch"
+    return "torch" if triton_attention.why_not(q, k, v, takes) else "triton"
 
 
 def _tokens(name: str, wanted: Sequence[int] | None, x: Tensor) -> Tensor:
@@ -76,21 +86,32 @@ def _tokens(name: str, wanted: Sequence[int] | None, x: Tensor) -> Tensor:
     return torch.tensor(list(wanted), dtype=torch.int64, device=x.device)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None) -> None:
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    shapes = f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-        raise ValueError(
-            "q, k and v must have shape [rows, tokens, heads, features], "
-            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        )
-    if q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:] or k.shape[1:] != v.shape[1:]:
-        raise ValueError(
-            "q, k and v must have shape [G, N, H, D], [G, M, H, D] and [B, M, H, D], "
-            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        )
-    if source is None:
-        if q.shape[0] != v.shape[0]:
-            raise ValueError(f"without a source q and v must have the same rows, got {q.shape[0]} and {v.shape[0]}")
-    elif len(source) != v.shape[0] or not all(0 <= row < q.shape[0] for row in source):
-        raise ValueError(
-            f"source must hold {v.shape[0]} rows, one for each row of v, each in [0, {q.shape[0]}), got {list(source)}"
-        )
+        raise ValueError(f"q, k and v must have shape [rows, tokens, heads, features], {shapes}")
+    if q.shape[2:] != k.shape[2:] or k.shape[1:] != v.shape[1:]:
+        raise ValueError(f"q, k and v must have shape [Gq, N, H, D], [Gk, M, H, D] and [Gv, M, H, D], {shapes}")
+
+
+def _checked(q: Tensor, k: Tensor, v: Tensor, takes: Takes | None) -> Takes:
+    """The takes as tuples of tuples of tuples, each row there."""
+    _check_shapes(q, k, v)
+    rows = (len(q), len(k), len(v))
+    if takes is None:
+        if len(set(rows)) > 1:
+            raise ValueError(f"without takes q, k and v must have the same rows, got {', '.join(map(str, rows))}")
+        return tuple(((row, row, row),) for row in range(len(q)))
+    try:
+        takes = tuple(tuple(tuple(take) for take in terms) for terms in takes)
+    except TypeError:
+        raise ValueError(f"takes must hold a list of (q row, k row, v row) triples for each row, got {takes}") from None
+    if not takes or not all(takes):
+        raise ValueError(f"takes must hold at least one (q row, k row, v row) triple for each row, got {takes}")
+    for take in (take for terms in takes for take in terms):
+        if len(take) != 3 or not all(isinstance(row, int) and 0 <= row < count for row, count in zip(take, rows)):
+            raise ValueError(
+                f"a take must name a row of q in [0, {rows[0]}), of k in [0, {rows[1]}) and of v in [0, {rows[2]}), "
+                f"got {take}"
+            )
+    return takes

@@ -7,10 +7,12 @@ from torch import Tensor
 
 
 def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """x[rows], as a view where the rows are a run."""
-    first = rows[0] if rows else 0
-    run = tuple(rows) == tuple(range(first, first + len(rows)))
-    return x[first : first + len(rows)] if run else gather_rows(x, rows)
+    """x[rows], as a view where the rows are evenly spaced (or all the same), else as a copy."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if step < 0 or any(b - a != step for a, b in zip(rows, rows[1:])):
+        return gather_rows(x, rows)
+    first = x[rows[0] : rows[-1] + 1 : step or 1]
+    return first if step else first.expand(len(rows), *x.shape[1:])
 
 
 def gather_rows(x: Tensor, rows: Sequence[int]) -> Tensor:

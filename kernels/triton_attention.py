@@ -62,7 +62,7 @@ def configuration(capability: int, features: int, keys: int) -> Configuration:
     return next(table[most] for most in table if features <= most)
 
 
-def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+def why_not(q: Tensor, k: Tensor, v: Tensor, takes=None) -> str | None:
     """One sentence on why the kernel cannot take these tensors, or None if it can."""
     if not INSTALLED:
         return "the triton package is not installed"
@@ -235,3 +235,7 @@ def _chunk_strides(x: Tensor) -> list[int]:
 def _device(q: Tensor):
     """Kernels are launched on PyTorch's current device, which need not be the tensors'."""
     return torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext()
+
+
+def triton_problem(device) -> str | None:
+    return None if INSTALLED else "the triton package is not installed"
