@@ -7,12 +7,11 @@ from torch import Tensor
 
 
 def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """x[rows], as a view where the rows are evenly spaced (or all the same), else as a copy."""
-    step = rows[1] - rows[0] if len(rows) > 1 else 1
-    if step < 0 or any(b - a != step for a, b in zip(rows, rows[1:])):
-        return gather_rows(x, rows)
-    first = x[rows[0] : rows[-1] + 1 : step or 1]
-    return first if step else first.expand(len(rows), *x.shape[1:])
+    """x[rows], as a view where the rows are evenly spaced or all the same, else as a copy."""
+    if len(set(rows)) == 1:
+        return x[rows[0] : rows[0] + 1].expand(len(rows), *x.shape[1:])
+    run = range(rows[0], rows[-1] + 1, max(1, rows[1] - rows[0]))
+    return x[run.start : run.stop : run.step] if list(rows) == list(run) else gather_rows(x, rows)
 
 
 def gather_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
