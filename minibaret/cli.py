@@ -113,6 +113,7 @@ def compare(options: argparse.Namespace) -> None:
         print(f" {counts.gradient_passes:5} gradient passes")
     if found.left_out:
         print(f"left out, since they need a --source-prompt: {', '.join(found.left_out)}")
+    print("a DDIM inversion that several share is counted for the first of them")
     print(f"{options.output}: {len(found.results)} methods")
     if options.json:
         print(json.dumps({**found.summary(), "output": str(options.output)}))

@@ -54,7 +54,9 @@ def compare(
     chosen = [find(name) for name in methods or METHODS]
     left_out = tuple(m.name for m in chosen if m.needs_source and source_prompt is None)
     if len(left_out) == len(chosen):
-        raise InputError(f"{', '.join(left_out)} need a source prompt that says what the picture shows, got none")
+        raise InputError(
+            f"a source prompt that says what the picture shows was wanted for {', '.join(left_out)}, got none"
+        )
     results, kept = {}, Inversion()
     for method in chosen:
         if method.name in left_out:

@@ -19,7 +19,7 @@ from minibaret.inversion import ddim_invert, tune_text
 from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan
 from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import Scene
-from minibaret.models import tiled_vae
+from minibaret import tiled_vae
 from minibaret.models.configs import MINIATURE, SD15, VAEConfig
 from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE
