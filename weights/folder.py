@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from ..errors import InputError
@@ -100,7 +100,7 @@ def save_config(config: ModelConfig, folder: Path) -> None:
 def save_part(module: nn.Module, path: Path) -> None:
     """Writes a network's tensors, all in float16, whole or not at all."""
     state = {name: value.half().contiguous() for name, value in module.state_dict().items()}
-    write_whole(path, lambda unfinished: save_file(state, unfinished))
+    write_whole(path, to_bytes(state))
 
 
 def tuples(values: dict) -> dict:
