@@ -142,6 +142,15 @@ def read_json(path: Path) -> object:
         raise InputError(f"{path} is damaged: JSON was wanted there") from None
 
 
+def brief(value: object) -> str:
+    """A value out of a JSON file as it may stand in a sentence."""
+    try:
+        said = json.dumps(value)
+    except RecursionError:
+        said = "something deeply nested"
+    return said if len(said) <= 40 else f"{said[:40]}…"
+
+
 def write_text_whole(path: Path, text: str) -> None:
     """`write_whole` of a text, in UTF-8."""
     write_whole(path, text.encode())
