@@ -11,7 +11,6 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import brief, read_json
 from ..models.configs import ModelConfig
-from ..schedule import BETA_FIRST, BETA_LAST, TRAINING_STEPS
 
 SILU = ["silu", "swish"]
 
@@ -118,10 +117,10 @@ def _wanted(config: ModelConfig) -> dict[str, dict[str, list]]:
         },
         "scheduler/scheduler_config.json": {
             "prediction_type": ["epsilon"],
-            "num_train_timesteps": [TRAINING_STEPS],
+            "num_train_timesteps": [1000],
             "beta_schedule": ["scaled_linear"],
-            "beta_start": [BETA_FIRST],
-            "beta_end": [BETA_LAST],
+            "beta_start": [0.00085],
+            "beta_end": [0.012],
             "trained_betas": [None],
             "rescale_betas_zero_snr": [False],
             "use_flow_sigmas": [False],
