@@ -25,5 +25,5 @@ setup(
         'triton>=3.0; platform_system == "Linux" and platform_machine == "x86_64"',
     ],
     extras_require={"test": ["pytest", "ruff", "diffusers", "transformers", "accelerate", "ftfy"]},
-    entry_points={"console_scripts": ["minibaret = minibaret.cli:main"]},
+    entry_points={"console_scripts": ["minibaret = minibaret.__main__:main"]},
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .errors import InputError
 from .options import PROG, chosen_knobs, parser
-from .process import NOT_READ, STOPPED, steady_streams, stopped_by_signals
+from .process import NOT_READ, NOTHING_DONE, STOPPED, steady_streams, stopped_by_signals
 
 if TYPE_CHECKING:
     from .editor import Editor
@@ -23,7 +23,7 @@ OUT_OF_MEMORY = ("out of memory", "allocate memory", "enough memory")  # how PyT
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     with steady_streams():
-        with stopped_by_signals(at_once=f"{PROG}: stopped; nothing was written"):
+        with stopped_by_signals(at_once=NOTHING_DONE):
             options = parser(arguments[:1]).parse_args(arguments)
             from . import loading  # noqa: F401 - and with it PyTorch
         try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 STOPPED = 130  # exit code of a command that was stopped, as a shell has it for Ctrl-C
 NOT_READ = 141  # and of one whose output nobody wants to read any more
+NOTHING_DONE = "minibaret: stopped; nothing was written"
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -55,8 +56,8 @@ def steady_streams() -> Iterator[None]:
 @contextlib.contextmanager
 def stopped_by_signals(at_once: str = "") -> Iterator[None]:
     """Ctrl-C, SIGTERM and a terminal that is closed raise KeyboardInterrupt, unless the process was started to ignore
-    them. at_once: say this and end the process instead, for while nothing is there to clean up: libraries that are
-    being imported do not bear an exception everywhere."""
+    them. at_once: say this and end the process instead, while nothing is there to clean up: not everywhere do libraries
+    that are being imported bear an exception."""
 
     def stop(*_) -> None:
         if not at_once:
