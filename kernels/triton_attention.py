@@ -7,8 +7,8 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Sequence  # noqa: UP035 - for custom_op, PyTorch before 2.7 knows no other
 
 import torch
 from torch import Tensor
