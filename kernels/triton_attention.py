@@ -8,8 +8,8 @@ import functools
 import importlib.util
 import os
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Sequence  # noqa: UP035 - for custom_op, PyTorch before 2.7 knows no other
 
 import torch
 from torch import Tensor

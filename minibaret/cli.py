@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .errors import InputError
 from .options import PROG, chosen_knobs, parser
+from .process import NOT_READ, NOTHING_DONE, STOPPED, steady_streams, stopped_by_signals
 
 if TYPE_CHECKING:
     from .editor import Editor
@@ -21,20 +22,28 @@ OUT_OF_MEMORY = ("out of memory", "allocate memory", "enough memory")  # how PyT
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser(arguments[:1]).parse_args(arguments)
-    try:
-        COMMANDS[options.command](options)
-    except InputError as error:
-        return _fail(str(error))
-    except OSError as error:  # a full disk, a folder that may not be searched, a name that is too long
-        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
-        return _fail(f"a file could not be read or written: {what}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
-            raise
-        return _fail("there is not enough memory; --memory LIMIT makes an edit take less, or says how much it needs")
-    except KeyboardInterrupt as stop:
-        return _fail(f"stopped; {str(stop) or 'nothing was written'}", 130)
+    with steady_streams():
+        with stopped_by_signals(at_once=NOTHING_DONE):
+            options = parser(arguments[:1]).parse_args(arguments)
+            from . import loading  # noqa: F401 - and with it PyTorch
+        try:
+            with stopped_by_signals():
+                COMMANDS[options.command](options)
+                sys.stdout.flush()
+        except InputError as error:
+            return _fail(str(error))
+        except BrokenPipeError:
+            return NOT_READ
+        except OSError as error:  # a full disk, a folder that may not be searched, a name that is too long
+            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+            return _fail(f"a file could not be read or written: {what}")
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+                raise
+            said = "there is not enough memory; --memory LIMIT makes an edit take less, or says how much it needs"
+            return _fail(said)
+        except KeyboardInterrupt as stop:
+            return _fail(f"stopped; {str(stop) or 'nothing was written'}", STOPPED)
     return 0
 
 
