@@ -74,7 +74,7 @@ class Entry:
     name: str
     recipe: dict
     items: list[tuple[Tensor, ...]] = field(default_factory=list)
-    read: bool = False  # from a file
+    read: bool = False  # of an inversion that was made before this run, for good: from a file, or from `Editor.invert`
 
 
 @dataclass
@@ -116,11 +116,12 @@ class Inversion:
 
     def to(self, device: torch.device | str) -> "Inversion":
         """A copy that can grow on its own, on the device."""
+        read = self.origin is not None
         entries = [
-            Entry(entry.name, entry.recipe, [tuple(x.to(device) for x in item) for item in entry.items], entry.read)
+            Entry(entry.name, entry.recipe, [tuple(x.to(device) for x in item) for item in entry.items], read)
             for entry in self.entries
         ]
-        return Inversion(self.origin, self.name, entries, self.anew)
+        return Inversion(self.origin, self.name, entries)
 
     @property
     def settings(self) -> dict[str, object]:
