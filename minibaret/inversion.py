@@ -87,7 +87,7 @@ class Inversion:
     anew: bool = False  # make anew what a file has by another recipe, its trajectory excepted, instead of refusing
 
     def find(self, name: str, recipe: dict, kind: type = tuple, shapes: tuple | None = None) -> list:
-        """The list of that name and recipe, to be read and extended; empty at first.
+        """The list of that name and recipe, to be read and extended; empty at first. It is the last of that name now.
 
         kind: the tuple class of its items; shapes: of the first tensors of each item. Where a file has that name by
         another recipe, nothing of it is used: raises Mismatch, saying what differs, unless that is only a prompt, for
@@ -97,6 +97,7 @@ class Inversion:
         for entry in self.entries:
             if entry.name == name and not _differing(entry.recipe, recipe):
                 _check(entry, kind, shapes, self.name)
+                self.entries = [other for other in self.entries if other is not entry] + [entry]
                 return entry.items
         rivals = [entry for entry in self.entries if entry.name == name and entry.read]
         for entry in rivals:
@@ -142,7 +143,7 @@ class Inversion:
         return sum(len(entry.items) for entry in self.entries)
 
     def items(self, name: str) -> list:
-        """The items of the last list of that name."""
+        """The items of the last list of that name: the one that was found last."""
         return next((entry.items for entry in reversed(self.entries) if entry.name == name), [])
 
     def save(self, path: str | Path) -> None:
