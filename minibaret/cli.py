@@ -67,10 +67,8 @@ def edit(options: argparse.Namespace) -> None:
         write_image(edit_sheet(result, options.prompt), options.sheet)
     _report(options, result)
     if arguments["inversion"]:
-        given = len(arguments["inversion"].entries)
-        names = [entry.name for entry in result.kept.entries]
-        anew = f"; made anew: {', '.join(names[given:])}" if names[given:] else ""
-        print(f"{options.inversion_file} gave: {', '.join(names[:given])}{anew}")
+        gave, anew = ([e.name for e in result.kept.entries if e.read == read] for read in (True, False))
+        print(f"{options.inversion_file} gave: {', '.join(gave)}" + (f"; made anew: {', '.join(anew)}" if anew else ""))
     if options.json:
         print(json.dumps({**result.summary(), "output": str(options.output)}))
 
