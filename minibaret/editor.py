@@ -12,7 +12,7 @@ from .files import check_place
 from .images import FITS, fit_image, read_image, to_rgb
 from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inversion, unfinished_path
 from .maps import MapCollector, MapRequest, check_request, find_words
-from .memory import NO_SAVINGS, Savings, Work, estimate, peak_memory, plan
+from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, peak_memory, plan
 from .methods import Job, Knobs, Method, find
 from .pipeline import StableDiffusion
 from .progress import Clock, run_to_end
@@ -99,9 +99,10 @@ class Editor:
         pictures = {"edit", *(BRANCHES if pictures == ALL else pictures)}
         self.check_prompts(method, prompt, source_prompt)
         sd, expected = self._plan(method, chosen, picture.size, inversion)
+        forget_peak(self.device)
+        kept, clock = Inversion(), Clock(self.device)
         sd.embed(prompt), sd.embed(source_prompt or ""), sd.embed("")  # before other networks are read
         collector = self._collector(maps, prompt, picture.size, chosen) if maps else None
-        kept, clock = Inversion(), Clock(self.device)
         if inversion:
             if inversion.origin:
                 inversion.belongs_to(Origin.of(sd, picture, fit))

@@ -64,8 +64,8 @@ class Clock:
                 self.start()
 
     def _wait(self) -> None:
-        if self.device is not None and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device is not None and self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
     def _count(self, name: str) -> None:
         now = time.perf_counter()

@@ -27,7 +27,7 @@ class Result:
     counts: Counts  # of the UNet's forwards and gradients
     seconds: dict[str, float]  # wall time by stage
     savings: Savings  # of memory
-    peak_memory: int | None  # bytes, of the whole process so far, see `memory.peak_memory`
+    peak_memory: int | None  # bytes: on CUDA of this edit, else of the process so far, see `memory.peak_memory`
     memory_estimate: int  # bytes, what the edit was expected to take
     maps: AttentionMaps | None = None  # where they were asked for
 
