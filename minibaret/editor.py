@@ -188,7 +188,9 @@ class Editor:
                 raise InputError(f"{error}; pass --force to start over") from None
             unfinished_path(Path(file)).unlink()
             options = {"source_prompt": source_prompt, "size": size, "fit": fit, "inversion": inversion}
-            return (yield from self.inversion_steps(image, prompt, method, preset=preset, file=file, **options, **knobs))
+            return (
+                yield from self.inversion_steps(image, prompt, method, preset=preset, file=file, **options, **knobs)
+            )
         return kept
 
     def _unfinished(self, file: Path, origin: Origin, restart: bool) -> Inversion | None:
@@ -229,14 +231,16 @@ class Editor:
         """The networks, with the savings of memory that the work needs; the estimate of what it then takes, in bytes.
         Raises InputError where the limit cannot be kept."""
         done = inversion is not None and any(entry.name != "trajectory" for entry in inversion.entries)
+        parameters = self.model.parameter_counts()
         work = Work(
             config=self.config,
-            parameters=self.model.parameter_counts(),
+            parameters=parameters,
             size=size,
             rows=method.rows,
-            tuning=bool(method.tunes) and getattr(knobs, "inner_steps", 1) > 0 and not done,
+            tuning=bool(method.copies or (method.tunes and getattr(knobs, "inner_steps", 1) > 0 and not done)),
             dtype=self.model.dtype,
             device=self.device,
+            copies=sum(parameters[part] for part in method.copies),
         )
         savings = self.savings
         if self.memory_limit is not None:

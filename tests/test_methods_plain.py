@@ -339,3 +339,20 @@ def test_a_loss_that_is_not_finite_is_refused(run, job, name):
 def test_sine_needs_a_source_prompt(small, picture):
     with pytest.raises(minibaret.InputError, match="sine needs a source prompt that says what the picture shows"):
         small.edit(picture, "a brown dog lying down on grass", method="sine")
+
+
+def test_the_memory_of_tuned_copies_is_foreseen(editor, picture):
+    """Weights, gradients and Adam's two averages in float32: 16 bytes for each weight."""
+    short = {
+        "prompt-tuning": {"inner_steps": 1},
+        "sine": {"tuning_steps": 1},
+        "imagic": {"embedding_steps": 1, "unet_steps": 1},
+    }
+    estimates = {
+        name: editor.edit(picture, TARGET, name, source_prompt=SOURCE, steps=1, **knobs).memory_estimate
+        for name, knobs in short.items()
+    }
+    weights = editor.model.parameter_counts()
+    copies = {"sine": weights["unet"] + weights["text_encoder"], "imagic": weights["unet"]}
+    for name, count in copies.items():
+        assert 1 <= (estimates[name] - estimates["prompt-tuning"]) / (16 * count) < 1.2
