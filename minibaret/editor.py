@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from .errors import InputError
@@ -11,7 +12,7 @@ from .files import check_place
 from .images import FITS, fit_image, read_image, to_rgb
 from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inversion, unfinished_path
 from .maps import MapCollector, MapRequest, check_request, find_words
-from .memory import NO_SAVINGS, Savings, Work, estimate, peak_memory, plan
+from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, peak_memory, plan
 from .methods import Job, Knobs, Method, find
 from .pipeline import StableDiffusion
 from .progress import Clock, run_to_end
@@ -96,11 +97,12 @@ class Editor:
         chosen = self._chosen(method, preset, inversion, knobs)
         picture, fit = self._prepare(image, size, fit, inversion)
         pictures = {"edit", *(BRANCHES if pictures == ALL else pictures)}
-        self._check_prompts(method, prompt, source_prompt)
+        self.check_prompts(method, prompt, source_prompt)
         sd, expected = self._plan(method, chosen, picture.size, inversion)
+        forget_peak(self.device)
+        kept, clock = Inversion(), Clock(self.device)
         sd.embed(prompt), sd.embed(source_prompt or ""), sd.embed("")  # before other networks are read
         collector = self._collector(maps, prompt, picture.size, chosen) if maps else None
-        kept, clock = Inversion(), Clock(self.device)
         if inversion:
             if inversion.origin:
                 inversion.belongs_to(Origin.of(sd, picture, fit))
@@ -168,7 +170,7 @@ class Editor:
             check_place(Path(file), force=True)
         chosen = self._chosen(method, preset, inversion, knobs)
         picture, fit = self._prepare(image, size, fit, inversion)
-        self._check_prompts(method, prompt, source_prompt)
+        self.check_prompts(method, prompt, source_prompt)
         sd, _ = self._plan(method, chosen, picture.size, inversion)
         origin = Origin.of(sd, picture, fit)
         try:
@@ -208,7 +210,8 @@ class Editor:
 
     def _chosen(self, method: Method, preset: str | None, inversion: Inversion | None, knobs: dict) -> Knobs:
         names = {entry.name for entry in dataclasses.fields(method.knobs)}
-        stored = {name: value for name, value in (inversion.settings if inversion else {}).items() if name in names}
+        settings = inversion.settings if inversion and inversion.origin else {}
+        stored = {name: value for name, value in settings.items() if name in names}
         return self.knobs(method, preset, **{**stored, **knobs})
 
     def _defaults(self, method: Method) -> dict:
@@ -217,7 +220,9 @@ class Editor:
         common = {name: value for name, value in self.config.defaults.items() if name in names}
         return tuples({**common, **self.config.defaults.get(method.name, {})})
 
-    def _check_prompts(self, method: Method, prompt: str, source_prompt: str | None) -> None:
+    def check_prompts(self, method: str | Method | Callable, prompt: str, source_prompt: str | None) -> None:
+        """Raises InputError for prompts that the method could not use."""
+        method = find(method)
         self.sd.tokens(prompt)
         if not prompt.strip():
             raise InputError("a prompt that says what the picture should show was wanted, got an empty one")
@@ -230,7 +235,8 @@ class Editor:
     ) -> tuple[StableDiffusion, int]:
         """The networks, with the savings of memory that the work needs; the estimate of what it then takes, in bytes.
         Raises InputError where the limit cannot be kept."""
-        done = inversion is not None and any(entry.name != "trajectory" for entry in inversion.entries)
+        file = inversion is not None and inversion.origin is not None
+        done = file and any(entry.name != "trajectory" for entry in inversion.entries)
         parameters = self.model.parameter_counts()
         work = Work(
             config=self.config,
@@ -245,9 +251,10 @@ class Editor:
         savings = self.savings
         if self.memory_limit is not None:
             free = not self._dtype_is_fixed
-            if inversion and inversion.origin and free and not savings.unet_dtype:
+            if file and free and not savings.unet_dtype:
                 # An inversion belongs to one dtype of the UNet; of others than the model's a plan knows only bfloat16.
-                savings, free = dataclasses.replace(savings, unet_dtype=half_of(inversion, work)), False
+                half = inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32
+                savings, free = dataclasses.replace(savings, unet_dtype=torch.bfloat16 if half else None), False
             savings = plan(self.memory_limit, work, savings, free)
         return StableDiffusion(self.model, savings), estimate(work, savings)
 
@@ -263,7 +270,7 @@ class Editor:
             size, fit = size or inversion.origin.size, fit or inversion.origin.fit
         fit = fit or FITS[0]
         picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-        return fit_image(picture, self._size(size), fit), fit
+        return fit_image(picture, self.check_size(size), fit), fit
 
     def _collector(self, request: MapRequest, prompt: str, size: tuple[int, int], knobs: Knobs) -> MapCollector:
         check_request(request, size, knobs.steps, len(self.config.unet.channels))
@@ -271,16 +278,10 @@ class Editor:
         factor = self.config.latent_factor
         return MapCollector(request, words, (size[1] // factor, size[0] // factor), factor)
 
-    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+    def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """(width, height) in pixels, the model's if None. Raises InputError for one that the networks cannot take."""
         side, multiple = self.config.image_size, self.config.size_multiple
         width, height = size or (side, side)
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise InputError(f"width and height must be multiples of {multiple} pixels, got {width}×{height}")
         return width, height
-
-
-def half_of(inversion: Inversion, work: Work):
-    """bfloat16 where the inversion was made with it by a model of float32, else None."""
-    import torch
-
-    return torch.bfloat16 if inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32 else None

@@ -152,9 +152,16 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def forget_peak(device: torch.device) -> None:
+    """On CUDA, `peak_memory` is from now on of what comes after."""
+    if device.type == "cuda":
+        torch.cuda.init()  # where nothing was on the GPU yet there is nothing to reset, and PyTorch would refuse
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes at the process's highest so far: on CUDA what PyTorch had allocated there, else the resident set by the
-    operating system's count; None where that does not say."""
+    """Bytes at the highest: on CUDA what PyTorch had allocated there since `forget_peak`, else the process's resident
+    set so far, by the operating system's count; None where that does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from ..control import Recorder
+from ..control import Control, Recorder
 from ..errors import InputError
 from ..inversion import Inversion
 from ..pipeline import StableDiffusion
-from ..sampler import Branch, Schedule, Step, invert
+from ..sampler import Branch, Schedule, Step, invert, sample
 
 WANTED = {  # by kind of knob: what its value must be, in words
     "steps": "a whole number from 1 to 999",
     "count": "a whole number, at least 0",
     "number": "a finite number",
-    "positive": "a number above 0",
+    "positive": "a number above 0, at most 1000",
     "fraction": "a number from 0 to 1",
     "fractions": "two numbers from 0 to 1",
     "pair": "two numbers, at least 0",
@@ -73,7 +73,7 @@ def fits(kind: str | tuple[str, ...], value) -> bool:
         "steps": whole and 1 <= value < 1000,
         "count": whole and value >= 0,
         "number": finite,
-        "positive": finite and value > 0,
+        "positive": finite and 0 < value <= 1000,
         "fraction": finite and 0 <= value <= 1,
         "flag": isinstance(value, bool),
         "word": isinstance(value, str) and bool(value.strip()),
@@ -152,6 +152,31 @@ def trajectory(
         begun = len(latents)
         yield step
     return latents if count is None else latents[: count + 1]
+
+
+def invert_source(sd: StableDiffusion, job: Job, knobs: Knobs) -> Generator[Step, None, list[Tensor]]:
+    """The trajectory of the DDIM inversion with the source prompt, or the empty one if there is none."""
+    return (yield from trajectory(sd, job, job.source, knobs))
+
+
+def edit_beside(
+    sd: StableDiffusion,
+    job: Job,
+    knobs: Knobs,
+    source: Branch,
+    uncond: Tensor | Sequence[Tensor],
+    control: Control,
+    blend: Recorder | None = None,
+) -> Generator[Step, None, Found]:
+    """Samples the edit from where the source branch starts, beside it.
+
+    uncond: what the edit's guidance leads away from. blend: a recorder that has an `after`, which changes latents
+    between steps.
+    """
+    branches = [source, Branch("edit", source.start, sd.embed(job.prompt), uncond)]
+    wanted, recorders = job.wanted(branches), [*job.recorders, *([blend] if blend else [])]
+    after = blend.after if blend else None
+    return (yield from sample(sd, branches, knobs.schedule, knobs.guidance, control, wanted, after, recorders))
 
 
 def said(sd: StableDiffusion, prompt: str) -> dict:
