@@ -237,14 +237,16 @@ class Editor:
         Raises InputError where the limit cannot be kept."""
         file = inversion is not None and inversion.origin is not None
         done = file and any(entry.name != "trajectory" for entry in inversion.entries)
+        parameters = self.model.parameter_counts()
         work = Work(
             config=self.config,
-            parameters=self.model.parameter_counts(),
+            parameters=parameters,
             size=size,
             rows=method.rows,
-            tuning=bool(method.tunes) and getattr(knobs, "inner_steps", 1) > 0 and not done,
+            tuning=bool(method.copies or (method.tunes and getattr(knobs, "inner_steps", 1) > 0 and not done)),
             dtype=self.model.dtype,
             device=self.device,
+            copies=sum(parameters[part] for part in method.copies),
         )
         savings = self.savings
         if self.memory_limit is not None:
