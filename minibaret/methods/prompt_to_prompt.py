@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..control import Control, Layer, Take
+from ..control import Layer, Take
 from ..maps import find_words
 from ..models.tokenizer import LENGTH
 from ..pipeline import StableDiffusion
@@ -34,8 +34,8 @@ class WordKnobs(Knobs):
     blend: str | None = knob(None, "word", "words: the edit changes only where it or the source looks at them")
 
 
-def controllers(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> tuple[Control, LocalBlend | None]:
-    """What the edit takes of the source; the local blend, if any. Raises InputError for words that the prompts lack."""
+def controllers(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> tuple:
+    """Control, recorders and `after` of `edit_beside`. Raises InputError for words that the prompts do not have."""
     blend = LocalBlend(sd, job, knobs.blend) if knobs.blend else None
     mixed = cross_takes(sd, job, knobs)
     tau_self, tau_cross = knobs.first(knobs.self_steps), knobs.first(knobs.cross_steps)
@@ -47,7 +47,7 @@ def controllers(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> tuple[Contro
             return {"edit": mixed}
         return {}
 
-    return control, blend
+    return (control, [blend], blend.after) if blend else (control,)
 
 
 def cross_takes(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> list[Take]:
@@ -71,10 +71,8 @@ def edit(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> Generator[Step, Non
 def generate(
     sd: StableDiffusion, source_prompt: str, prompt: str, knobs: WordKnobs, size: tuple[int, int], seed: int = 0
 ) -> Generator[Step, None, Found]:
-    """Makes two pictures from the same noise instead of editing one; returns the latents of "source" and "edit".
-
-    size: (width, height) in pixels; seed: of the noise, which is the same on every device.
-    """
+    """Makes two pictures, "source" and "edit", from the same noise instead of editing one. size: (width, height) in
+    pixels; seed: of the noise, which is the same on every device."""
     sd.embed(source_prompt), sd.embed(prompt), sd.embed("")  # before other networks are read
     height, width = (side // sd.config.latent_factor for side in reversed(size))
     shape = 1, sd.config.unet.latent_channels, height, width
@@ -83,8 +81,8 @@ def generate(
     return (yield from pair(sd, job, knobs, noise, controllers(sd, job, knobs)))
 
 
-def pair(sd: StableDiffusion, job: Job, knobs: WordKnobs, start: Tensor, controls: tuple):
-    """Source and edit, from the same noise."""
+def pair(sd: StableDiffusion, job: Job, knobs: WordKnobs, start: Tensor, controls: tuple) -> Generator:
+    """Both branches, from the same noise."""
     source, null = sd.embed(job.source), sd.embed("")
     return edit_beside(sd, job, knobs, Branch("source", start, source, null), null, *controls)
 
