@@ -41,7 +41,7 @@ class Origin:
     """What an inversion is of. Rounding apart: device, threads and versions of libraries are not here, so another
     machine may continue one, with other last bits."""
 
-    picture: str  # SHA-256 of the fitted picture's RGB pixels
+    picture: str  # digest of the fitted picture
     size: tuple[int, int]  # (width, height), pixels
     fit: str
     weights: dict[str, str]  # SHA-256 by network
@@ -50,9 +50,8 @@ class Origin:
     @classmethod
     def of(cls, sd: StableDiffusion, picture: Image.Image, fit: str) -> "Origin":
         """picture: RGB, fitted already."""
-        digest = hashlib.sha256(picture.tobytes()).hexdigest()
         dtype = str(sd.savings.unet_dtype or sd.model.dtype).removeprefix("torch.")
-        return cls(digest, picture.size, fit, sd.digest(), dtype)
+        return cls(picture_digest(picture), picture.size, fit, sd.digest(), dtype)
 
     def differences(self, wanted: "Origin") -> list[str]:
         """What differs in `wanted`, in words."""
@@ -67,6 +66,11 @@ class Origin:
         elif parts:
             found.append(f"other weights ({', '.join(parts)})")
         return found
+
+
+def picture_digest(picture: Image.Image) -> str:
+    """SHA-256 of a picture's pixels and size."""
+    return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
 
 
 @dataclass
@@ -84,6 +88,7 @@ class Inversion:
     origin: Origin | None = None  # where it is kept on disk
     name: str = "the inversion"  # its file, for messages
     entries: list[Entry] = field(default_factory=list)
+    picture: str | None = None  # digest of the picture it was used for, where there is no origin
     anew: bool = False  # make anew what a file has by another recipe, its trajectory excepted, instead of refusing
 
     def find(self, name: str, recipe: dict, kind: type = tuple, shapes: tuple | None = None) -> list:
@@ -115,6 +120,14 @@ class Inversion:
             raise Mismatch(f"{self.name} does not belong to this run: it was made with {'; '.join(found)}")
         return self
 
+    def used_for(self, picture: Image.Image) -> "Inversion":
+        """Itself, in memory, for that fitted picture. Raises Mismatch where it was used for another."""
+        digest = picture_digest(picture)
+        if self.picture not in (None, digest):
+            raise Mismatch(f"{self.name} does not belong to this run: it was made with another picture")
+        self.picture = digest
+        return self
+
     def to(self, device: torch.device | str) -> "Inversion":
         """A copy that can grow on its own, on the device."""
         read = self.origin is not None
@@ -122,7 +135,7 @@ class Inversion:
             Entry(entry.name, entry.recipe, [tuple(x.to(device) for x in item) for item in entry.items], read)
             for entry in self.entries
         ]
-        return Inversion(self.origin, self.name, entries)
+        return Inversion(self.origin, self.name, entries, self.picture)
 
     @property
     def settings(self) -> dict[str, object]:
