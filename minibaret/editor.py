@@ -108,6 +108,7 @@ class Editor:
                 inversion.belongs_to(Origin.of(sd, picture, fit))
             kept = inversion.to(self.device)
             clock.lap("check inversion")
+        kept.used_for(picture)
         latents = kept.start
         if latents is None:
             latents = sd.encode(picture)

@@ -42,7 +42,7 @@ class Origin:
     """What an inversion is of. Rounding apart: device, threads and versions of libraries are not here, so another
     machine may continue one, with other last bits."""
 
-    picture: str  # SHA-256 of the fitted picture's RGB pixels
+    picture: str  # digest of the fitted picture
     size: tuple[int, int]  # (width, height), pixels
     fit: str
     weights: dict[str, str]  # SHA-256 by network
@@ -51,12 +51,11 @@ class Origin:
     @classmethod
     def of(cls, sd: StableDiffusion, picture: Image.Image, fit: str) -> "Origin":
         """picture: RGB, fitted already."""
-        digest = hashlib.sha256(picture.tobytes()).hexdigest()
         dtype = str(sd.savings.unet_dtype or sd.model.dtype).removeprefix("torch.")
         if dtype not in sd.model.digests:  # found once for a model
             order = ("text_encoder", "vae", "unet")  # the one needed next is read last
             sd.model.digests[dtype] = {part: network_digest(sd.network(part)) for part in order}
-        return cls(digest, picture.size, fit, sd.model.digests[dtype], dtype)
+        return cls(picture_digest(picture), picture.size, fit, sd.model.digests[dtype], dtype)
 
     def differences(self, wanted: "Origin") -> list[str]:
         """What differs in `wanted`, in words."""
@@ -73,12 +72,17 @@ class Origin:
         return found
 
 
+def picture_digest(picture: Image.Image) -> str:
+    """SHA-256 of a picture's pixels and size."""
+    return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
+
+
 @dataclass
 class Entry:
     name: str
     recipe: dict
     items: list[tuple[Tensor, ...]] = field(default_factory=list)
-    read: bool = False  # from a file
+    read: bool = False  # of an inversion that was made before this run, for good: from a file, or from `Editor.invert`
 
 
 @dataclass
@@ -88,6 +92,7 @@ class Inversion:
     origin: Origin | None = None  # where it is kept on disk
     name: str = "the inversion"  # its file, for messages
     entries: list[Entry] = field(default_factory=list)
+    picture: str | None = None  # digest of the picture it was used for, where there is no origin
     anew: bool = False  # make anew what a file has by another recipe, its trajectory excepted, instead of refusing
 
     def find(self, name: str, recipe: dict, kind: type = tuple, shapes: tuple | None = None) -> list:
@@ -119,13 +124,22 @@ class Inversion:
             raise Mismatch(f"{self.name} does not belong to this run: it was made with {'; '.join(found)}")
         return self
 
+    def used_for(self, picture: Image.Image) -> "Inversion":
+        """Itself, in memory, for that fitted picture. Raises Mismatch where it was used for another."""
+        digest = picture_digest(picture)
+        if self.picture not in (None, digest):
+            raise Mismatch(f"{self.name} does not belong to this run: it was made with another picture")
+        self.picture = digest
+        return self
+
     def to(self, device: torch.device | str) -> "Inversion":
         """A copy that can grow on its own, on the device."""
+        read = self.origin is not None
         entries = [
-            Entry(entry.name, entry.recipe, [tuple(x.to(device) for x in item) for item in entry.items], entry.read)
+            Entry(entry.name, entry.recipe, [tuple(x.to(device) for x in item) for item in entry.items], read)
             for entry in self.entries
         ]
-        return Inversion(self.origin, self.name, entries, self.anew)
+        return Inversion(self.origin, self.name, entries, self.picture)
 
     @property
     def settings(self) -> dict[str, object]:
