@@ -95,7 +95,7 @@ class Editor:
         method = find(method)
         chosen = self._chosen(method, preset, inversion, knobs)
         picture, fit = self._prepare(image, size, fit, inversion)
-        pictures = {"edit", *(BRANCHES if pictures == ALL else pictures)}
+        pictures = {"edit", *_branches(pictures)}
         self._check_prompts(method, prompt, source_prompt)
         sd, expected = self._plan(method, chosen, picture.size, inversion)
         sd.embed(prompt), sd.embed(source_prompt or ""), sd.embed("")  # before other networks are read
@@ -274,6 +274,15 @@ class Editor:
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise InputError(f"width and height must be multiples of {multiple} pixels, got {width}×{height}")
         return width, height
+
+
+def _branches(pictures: Collection[str] | str) -> Collection[str]:
+    """The branches whose pictures are wanted. Raises InputError for a name that no method has."""
+    if isinstance(pictures, Collection) and not isinstance(pictures, str) and {*pictures} <= {"edit", *BRANCHES}:
+        return pictures
+    if pictures == ALL:
+        return BRANCHES
+    raise InputError(f"pictures must be {ALL!r} or a tuple with names of {', '.join(BRANCHES)}, got {pictures!r}")
 
 
 def half_of(inversion: Inversion, work: Work):
