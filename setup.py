@@ -24,6 +24,9 @@ setup(
         "pillow>=10",
         'triton>=3.0; platform_system == "Linux" and platform_machine == "x86_64"',
     ],
-    extras_require={"test": ["pytest", "ruff", "diffusers", "transformers", "accelerate"]},
-    entry_points={"console_scripts": ["minibaret = minibaret.cli:main"]},
+    extras_require={
+        "plots": ["matplotlib"],
+        "test": ["pytest", "ruff", "diffusers", "transformers", "accelerate", "ftfy", "matplotlib"],
+    },
+    entry_points={"console_scripts": ["minibaret = minibaret.__main__:main"]},
 )

@@ -34,6 +34,11 @@ class AttentionMaps:
     words: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (words, h, w)
     points: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (points, h, w)
 
+    @property
+    def branches(self) -> set[str]:
+        """Whose maps were kept."""
+        return {branch for found in (self.words, self.points) for of_step in found.values() for branch in of_step}
+
     def of_word(self, word: str, branch: str, step: int | None = None) -> Tensor:
         """(h, w): how much each pixel looks at the word; the mean of all steps that were kept if `step` is None."""
         index = self.request.words.index(word)
@@ -89,17 +94,20 @@ def word_maps(q: Tensor, k: Tensor, words: Tensor | None) -> Tensor:
     return maps if words is None else maps @ words.to(maps)
 
 
-def find_words(words: tuple[str, ...], text: str, tokenizer: ClipTokenizer) -> list[list[int]]:
+def find_words(words: Sequence[str], text: str, tokenizer: ClipTokenizer, purpose: str = "look at") -> list[list[int]]:
     """The token positions of each word in the text. Raises InputError for a word that is not in it."""
-    pieces = tokenizer.tokens(text)
-    found = []
-    for word in words:
-        wanted = tokenizer.tokens(word) if is_unicode(word) else []
-        starts = [i for i in range(len(pieces)) if wanted and pieces[i : i + len(wanted)] == wanted]
-        if not starts:
-            raise InputError(f"words to look at must be in the text, but {word!r} is not in {text!r}")
-        found.append([1 + start + i for start in starts for i in range(len(wanted))])  # after the start token
+    found = [word_tokens(word, text, tokenizer) for word in words]
+    for word, tokens in zip(words, found):
+        if not tokens:
+            raise InputError(f"words to {purpose} must be in the text, but {word!r} is not in {text!r}")
     return found
+
+
+def word_tokens(word: str, text: str, tokenizer: ClipTokenizer) -> list[int]:
+    """The token positions of the word wherever it is in the text; none where it is not."""
+    pieces, wanted = tokenizer.tokens(text), tokenizer.tokens(word) if is_unicode(word) else []
+    starts = [i for i in range(len(pieces)) if wanted and pieces[i : i + len(wanted)] == wanted]
+    return [1 + start + i for start in starts for i in range(len(wanted))]  # after the start token
 
 
 def check_request(request: MapRequest, size: tuple[int, int], steps: int, levels: int) -> None:

@@ -1,4 +1,4 @@
-"""Inversions, in memory and on disk: edits from them are those of an uninterrupted run, bit for bit, and nothing else is
+"""Inversions, in memory and on disk: edits from them are those of an uninterrupted run, bit for bit; nothing else is
 accepted."""
 
 import copy
@@ -124,7 +124,7 @@ def test_invert_takes_the_trajectory_of_an_inversion_and_tunes_again(small, pict
     assert_same_inversion(again, small.invert(picture, PROMPT, **other))
     with pytest.raises(minibaret.InputError, match=f"the prompt '{PROMPT}', not '{OTHER}'"):
         small.invert(picture, OTHER, inversion=inversion)
-    with pytest.raises(minibaret.InputError, match="inner steps [12], not 3"):
+    with pytest.raises(minibaret.InputError, match=r"inner steps [12], not 3"):
         small.edit(picture, PROMPT, inversion=again, **{**other, "inner_steps": 3})
 
 

@@ -119,7 +119,7 @@ def test_a_knob_that_the_method_does_not_have(small, picture, calls):
         small.edit(picture, PROMPT, seed=1)
     with pytest.raises(InputError, match="echo has no cross-steps; what it has: steps, guidance"):
         small.edit(picture, PROMPT, echo, cross_steps=1.0)
-    with pytest.raises(InputError, match="a method must be one of baret.*, got 'barte'"):
+    with pytest.raises(InputError, match=r"a method must be one of baret.*, got 'barte'"):
         small.edit(picture, PROMPT, "barte")
     assert not calls
 

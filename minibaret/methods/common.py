@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field, fields
 
+import torch
 from torch import Tensor
 
-from ..control import Recorder
+from ..control import Control, Recorder
 from ..errors import InputError
 from ..inversion import Inversion
 from ..pipeline import StableDiffusion
-from ..sampler import Branch, Schedule, Step, invert
+from ..sampler import Branch, Schedule, Step, invert, sample
 
 WANTED = {  # by kind of knob: what its value must be, in words
     "steps": "a whole number from 1 to 999",
@@ -118,6 +119,7 @@ class Method:
     needs_source: bool = False  # a source prompt
     strength: str = ""  # the knob for trade-off curves
     tunes: str = ""  # what it tunes, if anything
+    copies: tuple[str, ...] = ()  # the networks that it tunes copies of
     rows: int = 4  # of the UNet's largest batch
 
     def needs(self) -> str:
@@ -152,6 +154,31 @@ def trajectory(
     return latents if count is None else latents[: count + 1]
 
 
+def invert_source(sd: StableDiffusion, job: Job, knobs: Knobs) -> Generator[Step, None, list[Tensor]]:
+    """The trajectory of the DDIM inversion with the source prompt, or the empty one if there is none."""
+    return (yield from trajectory(sd, job, job.source, knobs))
+
+
+def edit_beside(
+    sd: StableDiffusion,
+    job: Job,
+    knobs: Knobs,
+    source: Branch,
+    uncond: Tensor | Sequence[Tensor],
+    control: Control,
+    recorders: Sequence[Recorder] = (),
+    after: Callable[[int, Found], Found] | None = None,
+) -> Generator[Step, None, Found]:
+    """Samples the edit from where the source branch starts, beside it.
+
+    uncond: what the edit's guidance leads away from. control, recorders, after: as `sample` has them; the job's
+    recorders look on too.
+    """
+    branches = [source, Branch("edit", source.start, sd.embed(job.prompt), uncond)]
+    wanted, recorders = job.wanted(branches), [*job.recorders, *recorders]
+    return (yield from sample(sd, branches, knobs.schedule, knobs.guidance, control, wanted, after, recorders))
+
+
 def said(sd: StableDiffusion, prompt: str) -> dict:
     """A prompt as a recipe has it: what it is to the model, and how it was written."""
     return {"text": prompt, "tokens": sd.tokens(prompt)}
@@ -162,3 +189,13 @@ def interpolate(towards: Tensor, start: Tensor, weight: float) -> Tensor:
     return weight * towards + (1 - weight) * start
 
 
+def random_numbers(seed: int) -> torch.Generator:
+    """Made on the CPU, so that every device gets the same. Raises InputError for a seed of more than 64 bits."""
+    if seed >= 2**64:
+        raise InputError(f"seed must be below 2⁶⁴, got {seed}")
+    return torch.Generator().manual_seed(seed)
+
+
+def noise_like(latents: Tensor, numbers: torch.Generator, count: int = 1) -> Tensor:
+    """Normally distributed (count, 4, h, w), where the latents are."""
+    return torch.randn(count, *latents.shape[1:], generator=numbers).to(latents.device)
