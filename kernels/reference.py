@@ -1,5 +1,4 @@
-"""The definition of the operator: eager, any float dtype, the whole map in memory. Everything else is measured
-against it."""
+"""The definition of the operator: any float dtype, the maps in memory. Everything else is measured against it."""
 
 from collections.abc import Sequence
 
@@ -7,10 +6,11 @@ import torch
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = None) -> Tensor:
-    """out[b] = softmax(q[source[b]] k[source[b]]ᵀ / √D) v[b]; shapes as in `minibaret.kernels.attention`."""
-    scores = torch.einsum("gnhd,gmhd->ghnm", q, k) * q.shape[-1] ** -0.5
-    maps = scores.softmax(dim=-1)
-    if source is not None:
-        maps = maps[list(source)]
-    return torch.einsum("bhnm,bmhd->bnhd", maps, v)
+def attention(q: Tensor, k: Tensor, v: Tensor, takes: Sequence[Sequence[tuple[int, int, int]]]) -> Tensor:
+    """out[b] = Σ softmax(q[i] k[j]ᵀ / √D) v[l] over takes[b]; shapes as in `minibaret.kernels.attention`."""
+
+    def term(i: int, j: int, row: int) -> Tensor:
+        scores = torch.einsum("nhd,mhd->hnm", q[i], k[j]) * q.shape[-1] ** -0.5
+        return torch.einsum("hnm,mhd->nhd", scores.softmax(dim=-1), v[row])
+
+    return torch.stack([sum(term(*take) for take in terms) for terms in takes])

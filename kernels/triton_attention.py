@@ -1,14 +1,15 @@
-"""The operator as one fused kernel: what it can take, in which configuration it runs, the PyTorch operator around it.
+"""The operator as one fused kernel: what it can take, in which configuration it runs, what is launched.
 
-Triton is imported when the first kernel is launched, not before. There is no backward pass.
+Triton is imported when the first kernel is launched, not before; it need not be installed. There is no backward pass.
 """
 
 import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Sequence
+import textwrap
 from dataclasses import dataclass
+from typing import Sequence  # noqa: UP035 - for custom_op, PyTorch before 2.7 knows no other
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CP
 DTYPES = (torch.float16, torch.bfloat16)
 MAX_FEATURES = 160
 CHUNK = 8  # elements copied at once, 16 bytes
+ENTRIES = 8  # of one launch, plain integers: nothing is copied to the device, nothing belongs to a stream
+ROW_BITS = 10  # of each row number in an entry
+STRIDES = [f"{x}_{of}" for x in "qkv" for of in ("row", "token", "head")]  # in chunks
+NUMBERS = [*(f"e{i}" for i in range(ENTRIES)), *STRIDES, "N", "M"]  # for whose values Triton compiles no variants
 
 
 @dataclass(frozen=True)
@@ -36,23 +41,24 @@ class Configuration:
 # every one of them. Nothing is tuned at run time, so a result never depends on what else the GPU was doing.
 CONFIGURATIONS = {
     80: {
+        32: Configuration(128, 64, 8, 3),
         64: Configuration(128, 64, 8, 2),
         80: Configuration(128, 32, 8, 3),
-        160: Configuration(32, 32, 4, 2),
+        160: Configuration(32, 32, 8, 2),
     },
     90: {
         64: Configuration(128, 64, 8, 2),
         80: Configuration(128, 64, 8, 2),
-        160: Configuration(64, 32, 4, 2),
+        160: Configuration(64, 64, 8, 2),
     },
 }
-FEW = 128  # keys; cross-attention to a text has at most so many
+FEW = 128  # keys that go in one tile; cross-attention to a text has 77
 CROSS_CONFIGURATIONS = {  # the same for at most FEW keys
-    80: {80: Configuration(64, 32, 4, 2), 160: Configuration(32, 32, 4, 2)},
-    90: {160: Configuration(64, 32, 4, 2)},
+    80: {64: Configuration(64, 128, 4, 1), 80: Configuration(64, 128, 8, 1), 160: Configuration(16, 128, 8, 1)},
+    90: {80: Configuration(64, 128, 4, 1), 160: Configuration(64, 128, 8, 1)},
 }
-MAPS = Configuration(32, 64, 4, 2)
 INTERPRETER = Configuration(64, 64, 1, 1)
+INTERPRETER_CROSS = Configuration(64, 128, 1, 1)
 
 
 def configuration(capability: int, features: int, keys: int) -> Configuration:
@@ -62,25 +68,62 @@ def configuration(capability: int, features: int, keys: int) -> Configuration:
     return next(table[most] for most in table if features <= most)
 
 
-def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """One sentence on why the kernel cannot take these tensors, or None if it can."""
+def triton_problem(device: torch.device | str) -> str | None:
+    """One sentence on why the Triton kernel cannot work on this device, or None if it can.
+
+    Found out once per device: the first time, a kernel of one line is compiled and launched. Ask before a CUDA graph
+    is captured, since nothing can be loaded meanwhile.
+    """
+    device = torch.device(device)
+    return _unfit(device) or _first_launch(device)
+
+
+def _unfit(device: torch.device) -> str | None:
     if not INSTALLED:
         return "the triton package is not installed"
-    if not INTERPRETED and not (q.is_cuda and k.is_cuda and v.is_cuda):
-        return f"it runs on CUDA, the tensors are on {q.device}, {k.device} and {v.device}"
+    if INTERPRETED:
+        return None
+    if device.type != "cuda":
+        return f"it runs on CUDA, not on {device}"
+    if torch.version.hip:
+        return "it is for NVIDIA's GPUs, this PyTorch is built for ROCm"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return "it needs compute capability 8.0, this GPU has {}.{}".format(*capability)
+    return None
+
+
+@functools.cache
+def _first_launch(device: torch.device) -> str | None:
+    try:
+        from . import triton_kernels
+
+        x = torch.empty(1, device=device)
+        with _device(x):
+            triton_kernels.probe[(1,)](x)
+    except Exception as error:  # no C compiler, no folder to write to, an older driver, …: whatever Triton raises
+        said = textwrap.shorten(str(error), 200) or type(error).__name__
+        return f"Triton could not compile and launch its first kernel on {device}: {said}"
+    return None
+
+
+def why_not(q: Tensor, k: Tensor, v: Tensor, takes: Sequence[Sequence[tuple[int, int, int]]]) -> str | None:
+    """One sentence on why the kernel cannot take these tensors, or None if it can."""
+    problem = _unfit(q.device)
+    if problem:
+        return problem
     if not q.device == k.device == v.device:
         return f"the tensors must be on one device, they are on {q.device}, {k.device} and {v.device}"
-    if not INTERPRETED and torch.cuda.get_device_capability(q.device) < (8, 0):
-        major, minor = torch.cuda.get_device_capability(q.device)
-        return f"it needs compute capability 8.0, this GPU has {major}.{minor}"
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (*DTYPES, *([torch.float32] if INTERPRETED else [])):
         return f"it takes float16 or bfloat16, one for all, got {q.dtype}, {k.dtype} and {v.dtype}"
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return "it has no backward pass and an input needs a gradient"
     if q.shape[-1] % CHUNK or q.shape[-1] > MAX_FEATURES:
-        return f"it takes head dimensions that are multiples of 8 up to {MAX_FEATURES}, got {q.shape[-1]}"
-    if v.shape[0] * q[0].numel() >= 2**31:
-        return f"it writes less than 2**31 elements, asked for {v.shape[0] * q[0].numel()}"
+        return f"it takes head dimensions that are multiples of {CHUNK} up to {MAX_FEATURES}, got {q.shape[-1]}"
+    if max(len(q), len(k), len(v), len(takes)) > 1 << ROW_BITS:
+        return f"it takes up to {1 << ROW_BITS} rows, got {len(q)}, {len(k)} and {len(v)} for {len(takes)}"
+    if len(takes) * q.shape[1:].numel() >= 2**31:
+        return f"it writes less than 2**31 elements, asked for {len(takes) * q.shape[1:].numel()}"
     for name, x in (("q", q), ("k", k), ("v", v)):
         if _span(x) >= 2**31:
             return f"it takes tensors that span less than 2**31 elements of memory, {name} spans {_span(x)}"
@@ -93,7 +136,8 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
             return (
                 f"it copies 16 bytes at a time: {name} must begin at one, its offset is {x.storage_offset()} elements"
             )
-    return None
+    # What torch.compile makes for a GPU needs a Triton that works, and cannot wait for a launch.
+    return None if torch.compiler.is_compiling() else _first_launch(q.device)
 
 
 def _span(x: Tensor) -> int:
@@ -101,63 +145,97 @@ def _span(x: Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, takes: Sequence[Sequence[tuple[int, int, int]]]) -> Tensor:
     """See `minibaret.kernels.attention`. Raises ValueError where the kernel cannot take the tensors."""
-    _require(q, k, v)
-    return fused_attention(q, k, v, list(range(v.shape[0]) if source is None else source), False)[0]
-
-
-def attention_and_lse(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-    """The same, and (B, H, N) float32: the logarithm of the sum of exp(q kᵀ / √D) over the keys, of each row's map."""
-    _require(q, k, v)
-    return fused_attention(q, k, v, list(range(v.shape[0]) if source is None else source), True)
-
-
-def _require(q: Tensor, k: Tensor, v: Tensor) -> None:
-    reason = why_not(q, k, v)
+    reason = why_not(q, k, v, takes)
     if reason:
         raise ValueError(f"the Triton kernel cannot be used here: {reason}")
+    numbers = [number for row, terms in enumerate(takes) for take in terms for number in (row, *take)]
+    return (traceable if torch.compiler.is_compiling() else fused_attention)(q, k, v, numbers, len(takes))
 
 
-@torch.library.custom_op("minibaret::fused_attention", mutates_args=())
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int], lse: bool) -> tuple[Tensor, Tensor]:
-    out, sums = _outputs(q, v, lse)
-    launch(q, k, v, source, out, sums if lse else None)
-    return out, sums
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, takes: Sequence[int], rows: int) -> Tensor:
+    """takes: the output row and the rows of q, k and v of each term, one after another."""
+    out = q.new_empty((rows, *q.shape[1:]))
+    launch(q, k, v, takes, out)
+    return out
 
 
-@fused_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int], lse: bool) -> tuple[Tensor, Tensor]:
-    return _outputs(q, v, lse)
+traceable = torch.library.custom_op("minibaret::fused_attention", fused_attention, mutates_args=())
 
 
-def _outputs(q: Tensor, v: Tensor, lse: bool) -> tuple[Tensor, Tensor]:
-    rows, _, heads, features = v.shape
-    sums = q.new_empty((rows, heads, q.shape[1]) if lse else (0,), dtype=torch.float32)
-    return q.new_empty((rows, q.shape[1], heads, features)), sums
+@traceable.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, takes: Sequence[int], rows: int) -> Tensor:
+    return q.new_empty((rows, *q.shape[1:]))
 
 
-def launch(q: Tensor, k: Tensor, v: Tensor, source: Sequence[int], out: Tensor, lse: Tensor | None) -> None:
-    """Writes every element of out (B, N, H, D), contiguous, and of lse (B, H, N) where it is given."""
+def launch(q: Tensor, k: Tensor, v: Tensor, takes: Sequence[int], out: Tensor) -> None:
+    """Writes every element of out (B, N, H, D), contiguous."""
     from . import triton_kernels
 
     if any(x.data_ptr() % 16 for x in (q, k, v)):
         raise ValueError("the Triton kernel copies 16 bytes at a time: q, k and v must begin at a multiple of 16 bytes")
     tokens, heads, features = q.shape[1:]
-    keys = k.shape[1]
-    chosen = _configuration(q, keys)
-    table = _table(tuple(source), q.device)
-    strides = [stride for x in (q, k, v, out) for stride in _chunk_strides(x)]
+    chosen = _configuration(q, k.shape[1])
+    strides = [stride // CHUNK for x in (q, k, v) for stride in x.stride()[:3]]
     with _device(q):
-        triton_kernels.forward[(-(-tokens // chosen.block_queries), heads, len(table))](
-            q, k, v, out, out if lse is None else lse, table, *strides,
-            tokens, keys, heads, features**-0.5,
-            **constants(features, keys, chosen), WRITE_LSE=lse is not None, UPCAST=_upcast(q), **chosen.options,
-        )  # fmt: skip
+        for entries in launches(tuple(takes)):
+            triton_kernels.forward[(-(-tokens // chosen.block_queries), heads, len(entries))](
+                q, k, v, out, *entries, *[0] * (ENTRIES - len(entries)), *strides,
+                tokens, k.shape[1], features**-0.5,
+                **constants(features, k.shape[1], chosen), UPCAST=INTERPRETED and q.dtype == torch.bfloat16,
+                **chosen.options,
+            )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def launches(takes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The packed entries of each launch. A launch writes no row twice; a row of several terms is written by one launch
+    and added to by later ones. Two terms of different rows with the same map are one entry; those go first, because
+    they take longest."""
+    values: dict[tuple[int, int], list[tuple[int, int]]] = {}  # by map: (row of v, row of the output)
+    for out, q_row, k_row, v_row in zip(*[iter(takes)] * 4):
+        values.setdefault((q_row, k_row), []).append((v_row, out))
+    pairs, alone = [], []
+    for rows, waiting in values.items():
+        while waiting:
+            first = waiting.pop(0)
+            second = next((other for other in waiting if other[1] != first[1]), None)
+            if second:
+                waiting.remove(second)
+                pairs.append((rows, first, second))
+            else:
+                alone.append((rows, first, first))
+    launched: list[tuple[list[tuple], set[int]]] = []  # (entries, rows of the output that they write)
+    for entry in pairs + alone:
+        outs = {out for _, out in entry[1:]}
+        free = next((place for place in launched if not outs & place[1]), None)
+        if free is None:
+            launched.append(free := ([], set()))
+        free[0].append(entry)
+        free[1].update(outs)
+    packed: list[tuple[int, ...]] = []
+    written: set[int] = set()
+    for entries, outs in launched:
+        numbers = [_pack(*entry, written) for entry in entries]
+        packed += [tuple(numbers[i : i + ENTRIES]) for i in range(0, len(numbers), ENTRIES)]
+        written |= outs
+    return packed
+
+
+def _pack(rows: tuple[int, int], first: tuple[int, int], second: tuple[int, int], written: set[int]) -> int:
+    """Rows of q, k, v, v, out and out, then three flags: two different rows; add to the first, to the second."""
+    (v_first, out_first), (v_second, out_second) = first, second
+    number = 0
+    for place, row in enumerate((*rows, v_first, v_second, out_first, out_second)):
+        number |= row << place * ROW_BITS
+    for place, flag in enumerate((out_first != out_second, out_first in written, out_second in written)):
+        number |= flag << 6 * ROW_BITS + place
+    return number
 
 
 def constants(features: int, keys: int, chosen: Configuration) -> dict:
-    """The compile-time constants of the forward kernel that follow from the shapes."""
+    """The compile-time constants of the kernel that follow from the shapes."""
     low, high = split(features)
     return {
         "D": features,
@@ -165,7 +243,8 @@ def constants(features: int, keys: int, chosen: Configuration) -> dict:
         "HIGH": high,
         "BLOCK_QUERIES": chosen.block_queries,
         "BLOCK_KEYS": chosen.block_keys,
-        "WHOLE": keys % chosen.block_keys == 0,
+        "ONE_TILE": keys <= chosen.block_keys,
+        "RAGGED": keys % chosen.block_keys != 0,
     }
 
 
@@ -176,60 +255,11 @@ def split(features: int) -> tuple[int, int]:
     return low, 1 << (rest - 1).bit_length() if rest else 0
 
 
-def entries(source: Sequence[int]) -> list[tuple[int, int, int]]:
-    """The launch table: (row of q and k, row of v, second row of v with the same map or -1). Rows with one source go
-    in pairs, and pairs go first, because they take longest."""
-    alone: dict[int, int] = {}
-    pairs = []
-    for row, index in enumerate(source):
-        if index in alone:
-            pairs.append((index, alone.pop(index), row))
-        else:
-            alone[index] = row
-    return pairs + [(index, row, -1) for index, row in alone.items()]
-
-
-@functools.lru_cache(maxsize=64)
-def _table(source: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(entries(source), dtype=torch.int32, device=device)
-
-
-def attention_maps(q: Tensor, k: Tensor, queries: Tensor, keys: Tensor, mean: bool) -> Tensor:
-    """(G, heads, queries, keys) float32, one mean head if `mean`; queries, keys: indices on the device."""
-    from . import triton_kernels
-
-    _require(q, k, k)
-    rows, _, heads, features = q.shape
-    groups = 1 if mean else heads
-    out = q.new_empty((rows, groups, len(queries), len(keys)), dtype=torch.float32)
-    chosen = INTERPRETER if INTERPRETED else MAPS
-    low, high = split(features)
-    grid = (-(-len(queries) // chosen.block_queries), -(-len(keys) // chosen.block_keys), rows * groups)
-    with _device(q):
-        triton_kernels.maps[grid](
-            q, k, out, queries.int(), keys.int(), *_chunk_strides(q), *_chunk_strides(k),
-            len(queries), len(keys), k.shape[1], groups, features**-0.5,
-            D=features, LOW=low, HIGH=high, BLOCK_QUERIES=chosen.block_queries, BLOCK_KEYS=chosen.block_keys,
-            HEADS=heads // groups, UPCAST=_upcast(q), **chosen.options,
-        )  # fmt: skip
-    return out
-
-
 def _configuration(q: Tensor, keys: int) -> Configuration:
     if INTERPRETED:
-        return INTERPRETER
+        return INTERPRETER_CROSS if 64 < keys <= FEW else INTERPRETER
     major, minor = torch.cuda.get_device_capability(q.device)
     return configuration(10 * major + minor, q.shape[-1], keys)
-
-
-def _upcast(q: Tensor) -> bool:
-    """The interpreter would multiply the bits of bfloat16 as if they were integers."""
-    return INTERPRETED and q.dtype == torch.bfloat16
-
-
-def _chunk_strides(x: Tensor) -> list[int]:
-    """Of rows, tokens and heads, in chunks of 8 elements."""
-    return [stride // CHUNK for stride in x.stride()[:3]]
 
 
 def _device(q: Tensor):

@@ -1,144 +1,136 @@
-"""The kernels themselves, in Triton. Imported only when one is launched or compiled; `triton_attention` launches them.
+"""The kernel itself, in Triton. Imported only when it is launched or compiled; `triton_attention` launches it.
 
 Head dimensions need not be powers of two: D features are handled as LOW + HIGH, both powers of two, the last one masked
 where it is wider than what is left (40 = 32 + 8 of 16, 80 = 64 + 16, 160 = 128 + 32; HIGH = 0 where D is LOW). Tensors
 are read where they lie, [rows, tokens, heads, features]: features are adjacent, the other strides come in chunks of 8
-elements, so that the compiler knows every copy of a chunk to be aligned.
+elements, so that the compiler knows every copy of a chunk to be aligned whatever the numbers are at run time.
 """
 
 import triton
 import triton.language as tl
 
+from . import triton_attention
+
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
-CHUNK = tl.constexpr(8)  # elements, 16 bytes of half precision
+CHUNK = tl.constexpr(triton_attention.CHUNK)  # elements, 16 bytes of half precision
+ROW_BITS = tl.constexpr(triton_attention.ROW_BITS)
+LAST_ROW = tl.constexpr((1 << triton_attention.ROW_BITS) - 1)
 INSTRUCTION = tl.constexpr(16)  # what the matrix instructions multiply at least
 
 
-@triton.jit
+@triton.jit(do_not_specialize=triton_attention.NUMBERS)
 def forward(
-    Q, K, V, OUT, LSE, TABLE,
-    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, o_row, o_token, o_head,
-    N, M, H, scale,
+    Q, K, V, OUT,
+    e0: tl.int64, e1: tl.int64, e2: tl.int64, e3: tl.int64, e4: tl.int64, e5: tl.int64, e6: tl.int64, e7: tl.int64,
+    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, N, M, scale,
     D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    WHOLE: tl.constexpr, WRITE_LSE: tl.constexpr, UPCAST: tl.constexpr,
+    ONE_TILE: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_QUERIES queries of one head of one table entry, over all M keys.
+    """One program: BLOCK_QUERIES queries of one head of one entry, over all M keys.
 
-    TABLE: int32 (entries, 3): the row of Q and K, the row of V and OUT, and a second row of V and OUT that takes the
-    same map, or -1. WHOLE: M is a multiple of BLOCK_KEYS. UPCAST: multiply in float32, for the interpreter only.
-    LSE: (rows, H, N) float32, the natural logarithm of each softmax's sum, written where WRITE_LSE.
+    e0 … e7: the launch's entries, packed by `triton_attention.launches`. OUT: (rows, N, heads, D), contiguous.
+    ONE_TILE: M is at most BLOCK_KEYS. RAGGED: the last tile of keys is not full. UPCAST: multiply in float32, for the
+    interpreter only.
     """
     queries = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     head = tl.program_id(1)
-    entry = TABLE + tl.program_id(2) * 3
-    source = tl.load(entry).to(tl.int64)
-    first = tl.load(entry + 1).to(tl.int64)
-    second = tl.load(entry + 2).to(tl.int64)
-    Q += (source * q_row + head * q_head) * CHUNK
-    K += (source * k_row + head * k_head) * CHUNK
-    V += (first * v_row + head * v_head) * CHUNK
-    OUT += (first * o_row + head * o_head) * CHUNK
-    LSE += head * N
-    v_gap = ((second - first) * v_row * CHUNK).to(tl.int32)  # triton_attention refuses tensors that span 2³¹
-    o_gap = ((second - first) * o_row * CHUNK).to(tl.int32)
-    if second >= 0:
-        _attend(Q, K, V, OUT, LSE, queries, first, second, q_token, k_token, v_token, v_gap, o_token, o_gap,
-                N, M, H, scale, D, LOW, HIGH, BLOCK_QUERIES, BLOCK_KEYS, WHOLE, WRITE_LSE, UPCAST, 2)  # fmt: skip
+    entry = _choose(tl.program_id(2), e0, e1, e2, e3, e4, e5, e6, e7)
+    Q += (_row(entry, 0) * q_row + head * q_head) * CHUNK
+    K += (_row(entry, 1) * k_row + head * k_head) * CHUNK
+    V += (_row(entry, 2) * v_row + head * v_head) * CHUNK
+    if _flag(entry, 0) != 0:
+        v_gap = ((_row(entry, 3) - _row(entry, 2)) * v_row * CHUNK).to(tl.int32)  # the host refuses spans of 2³¹
+        _attend(Q, K, V, OUT, entry, queries, head, q_token, k_token, v_token, v_gap, N, M, scale,
+                D, LOW, HIGH, BLOCK_QUERIES, BLOCK_KEYS, ONE_TILE, RAGGED, UPCAST, 2)  # fmt: skip
     else:
-        _attend(Q, K, V, OUT, LSE, queries, first, first, q_token, k_token, v_token, v_gap, o_token, o_gap,
-                N, M, H, scale, D, LOW, HIGH, BLOCK_QUERIES, BLOCK_KEYS, WHOLE, WRITE_LSE, UPCAST, 1)  # fmt: skip
+        _attend(Q, K, V, OUT, entry, queries, head, q_token, k_token, v_token, 0, N, M, scale,
+                D, LOW, HIGH, BLOCK_QUERIES, BLOCK_KEYS, ONE_TILE, RAGGED, UPCAST, 1)  # fmt: skip
+
+
+@triton.jit
+def _choose(index, e0, e1, e2, e3, e4, e5, e6, e7):
+    low = tl.where(index < 2, tl.where(index == 0, e0, e1), tl.where(index == 2, e2, e3))
+    high = tl.where(index < 6, tl.where(index == 4, e4, e5), tl.where(index == 6, e6, e7))
+    return tl.where(index < 4, low, high)
+
+
+@triton.jit
+def _row(entry, place: tl.constexpr):
+    return (entry >> (place * ROW_BITS)) & LAST_ROW
+
+
+@triton.jit
+def _flag(entry, place: tl.constexpr):
+    return (entry >> (6 * ROW_BITS + place)) & 1
 
 
 @triton.jit
 def _attend(
-    Q, K, V, OUT, LSE, queries, first, second, q_token, k_token, v_token, v_gap, o_token, o_gap,
-    N, M, H, scale,
+    Q, K, V, OUT, entry, queries, head, q_token, k_token, v_token, v_gap, N, M, scale,
     D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    WHOLE: tl.constexpr, WRITE_LSE: tl.constexpr, UPCAST: tl.constexpr, SHARE: tl.constexpr,
+    ONE_TILE: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
-    """Attention with an online softmax whose map multiplies the values of SHARE rows, laid side by side: column c is
-    feature c % D of row c // D, so that one tile holds a pair's values."""
+    """Attention whose map multiplies SHARE rows of values, laid side by side: column c is feature c % D of value
+    c // D, so that one tile holds a pair's values. More than one tile of keys takes an online softmax."""
     WIDTH_0: tl.constexpr = SHARE * LOW if SHARE * LOW > INSTRUCTION else INSTRUCTION
     WIDTH_1: tl.constexpr = SHARE * HIGH if SHARE * HIGH > INSTRUCTION else INSTRUCTION
-    real = queries < N
-    q_0, q_1 = _parts(Q, queries, real, q_token, D, LOW, HIGH, True)
-    peak = tl.full([BLOCK_QUERIES], float("-inf"), tl.float32)  # of the scores so far, in powers of two
-    total = tl.zeros([BLOCK_QUERIES], tl.float32)
-    out_0 = tl.zeros([BLOCK_QUERIES, WIDTH_0], tl.float32)
-    out_1 = tl.zeros([BLOCK_QUERIES, WIDTH_1], tl.float32)
-    for start in range(0, M, BLOCK_KEYS):
-        keys = start + tl.arange(0, BLOCK_KEYS)
-        scores = _scores(q_0, q_1, K, keys, keys < M, k_token, D, LOW, HIGH, not WHOLE, UPCAST)
-        weights, shrink, peak, total = _softmax_step(scores, peak, total, scale)
+    START_1: tl.constexpr = SHARE * LOW
+    there = queries < N
+    q_0, q_1 = _parts(Q, queries, there, q_token, D, LOW, HIGH, True)
+    if ONE_TILE:
+        keys = tl.arange(0, BLOCK_KEYS)
+        scores = _scores(q_0, q_1, K, keys, M, k_token, D, LOW, HIGH, RAGGED, UPCAST)
+        peak = tl.max(scores, 1) * (scale * LOG2_E)
+        weights = tl.exp2(tl.fma(scores, scale * LOG2_E, -peak[:, None]))
+        total = tl.sum(weights, 1)
         weights = weights.to(V.dtype.element_ty)
-        tile = V + keys[:, None] * (v_token * CHUNK)
-        offsets, inside = _columns(0, v_gap, D, SHARE, WIDTH_0)
-        v_0 = _load(tile + offsets, (keys < M)[:, None], inside, not WHOLE, WIDTH_0 > SHARE * D)
-        out_0 = _dot(weights, v_0, out_0 * shrink[:, None], UPCAST)
+        out_0 = _dot(weights, _values(V, keys, M, v_token, v_gap, D, SHARE, 0, WIDTH_0, RAGGED), None, UPCAST)
         if HIGH > 0:
-            offsets, inside = _columns(SHARE * LOW, v_gap, D, SHARE, WIDTH_1)
-            v_1 = _load(tile + offsets, (keys < M)[:, None], inside, not WHOLE, SHARE * LOW + WIDTH_1 > SHARE * D)
-            out_1 = _dot(weights, v_1, out_1 * shrink[:, None], UPCAST)
-    if WRITE_LSE:
-        lse = (peak + tl.log2(total)) * LN_2
-        tl.store(LSE + first * H * N + queries, lse, real)
-        tl.store(LSE + second * H * N + queries, lse, real)
-    offsets, inside = _columns(0, o_gap, D, SHARE, WIDTH_0)
-    places = OUT + queries[:, None] * (o_token * CHUNK) + offsets
-    tl.store(places, (out_0 / total[:, None]).to(OUT.dtype.element_ty), real[:, None] & inside)
-    if HIGH > 0:
-        offsets, inside = _columns(SHARE * LOW, o_gap, D, SHARE, WIDTH_1)
-        places = OUT + queries[:, None] * (o_token * CHUNK) + offsets
-        tl.store(places, (out_1 / total[:, None]).to(OUT.dtype.element_ty), real[:, None] & inside)
-
-
-@triton.jit
-def maps(
-    Q, K, OUT, QUERIES, KEYS,
-    q_row, q_token, q_head, k_row, k_token, k_head,
-    n_queries, n_keys, M, groups, scale,
-    D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    HEADS: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """One program: the map of BLOCK_QUERIES named queries at BLOCK_KEYS named keys, averaged over HEADS heads.
-
-    QUERIES, KEYS: int32, the tokens asked for. OUT: float32 (rows, groups, n_queries, n_keys), where groups × HEADS are
-    all heads. The softmax runs over all M keys: a first pass finds its sum, a second writes only what was asked for.
-    """
-    n = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    m = tl.program_id(1) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
-    row = (tl.program_id(2) // groups).to(tl.int64)
-    group = tl.program_id(2) % groups
-    queries = tl.load(QUERIES + n, n < n_queries, 0)
-    wanted = tl.load(KEYS + m, m < n_keys, 0)
-    mean = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
-    for head in range(group * HEADS, group * HEADS + HEADS):
-        Q_h = Q + (row * q_row + head * q_head) * CHUNK
-        K_h = K + (row * k_row + head * k_head) * CHUNK
-        q_0, q_1 = _parts(Q_h, queries, n < n_queries, q_token, D, LOW, HIGH, True)
-        peak = tl.full([BLOCK_QUERIES], float("-inf"), tl.float32)
+            v_1 = _values(V, keys, M, v_token, v_gap, D, SHARE, START_1, WIDTH_1, RAGGED)
+            out_1 = _dot(weights, v_1, None, UPCAST)
+    else:
+        peak = tl.full([BLOCK_QUERIES], float("-inf"), tl.float32)  # of the scores so far, in powers of two
         total = tl.zeros([BLOCK_QUERIES], tl.float32)
-        for start in range(0, M, BLOCK_KEYS):
+        out_0 = tl.zeros([BLOCK_QUERIES, WIDTH_0], tl.float32)
+        if HIGH > 0:
+            out_1 = tl.zeros([BLOCK_QUERIES, WIDTH_1], tl.float32)
+        full = M // BLOCK_KEYS * BLOCK_KEYS if RAGGED else M
+        for start in range(0, full, BLOCK_KEYS):
             keys = start + tl.arange(0, BLOCK_KEYS)
-            scores = _scores(q_0, q_1, K_h, keys, keys < M, k_token, D, LOW, HIGH, True, UPCAST)
-            _, _, peak, total = _softmax_step(scores, peak, total, scale)
-        scores = _scores(q_0, q_1, K_h, wanted, m < n_keys, k_token, D, LOW, HIGH, True, UPCAST)
-        mean += tl.exp2(tl.fma(scores, scale * LOG2_E, -peak[:, None])) / (total * HEADS)[:, None]
-    places = OUT + (tl.program_id(2).to(tl.int64) * n_queries + n[:, None]) * n_keys + m[None, :]
-    tl.store(places, mean, (n < n_queries)[:, None] & (m < n_keys)[None, :])
+            scores = _scores(q_0, q_1, K, keys, M, k_token, D, LOW, HIGH, False, UPCAST)
+            weights, shrink, peak, total = _softmax_step(scores, peak, total, scale)
+            v_0 = _values(V, keys, M, v_token, v_gap, D, SHARE, 0, WIDTH_0, False)
+            out_0 = _dot(weights.to(v_0.dtype), v_0, out_0 * shrink[:, None], UPCAST)
+            if HIGH > 0:
+                v_1 = _values(V, keys, M, v_token, v_gap, D, SHARE, START_1, WIDTH_1, False)
+                out_1 = _dot(weights.to(v_1.dtype), v_1, out_1 * shrink[:, None], UPCAST)
+        if RAGGED:  # the same once more, masked
+            keys = full + tl.arange(0, BLOCK_KEYS)
+            scores = _scores(q_0, q_1, K, keys, M, k_token, D, LOW, HIGH, True, UPCAST)
+            weights, shrink, peak, total = _softmax_step(scores, peak, total, scale)
+            v_0 = _values(V, keys, M, v_token, v_gap, D, SHARE, 0, WIDTH_0, True)
+            out_0 = _dot(weights.to(v_0.dtype), v_0, out_0 * shrink[:, None], UPCAST)
+            if HIGH > 0:
+                v_1 = _values(V, keys, M, v_token, v_gap, D, SHARE, START_1, WIDTH_1, True)
+                out_1 = _dot(weights.to(v_1.dtype), v_1, out_1 * shrink[:, None], UPCAST)
+    heads = tl.num_programs(1)
+    OUT += (_row(entry, 4) * N * heads + head) * D + queries[:, None] * (heads * D)
+    gap = ((_row(entry, 5) - _row(entry, 4)) * N * heads * D).to(tl.int32)
+    _store(OUT, out_0 / total[:, None], there, gap, entry, D, SHARE, 0, WIDTH_0)
+    if HIGH > 0:
+        _store(OUT, out_1 / total[:, None], there, gap, entry, D, SHARE, START_1, WIDTH_1)
 
 
 @triton.jit
-def _scores(q_0, q_1, K, keys, there, stride, D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+def _scores(q_0, q_1, K, keys, M, stride, D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
             RAGGED: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """Unscaled q kᵀ in float32 [queries, keys], -inf where RAGGED and no key is `there`."""
-    k_0, k_1 = _parts(K, keys, there, stride, D, LOW, HIGH, RAGGED)
+    """Unscaled q kᵀ in float32 [queries, keys], -inf where RAGGED and there is no such key."""
+    k_0, k_1 = _parts(K, keys, keys < M, stride, D, LOW, HIGH, RAGGED)
     scores = _dot(q_0, tl.trans(k_0), None, UPCAST)
     if HIGH > 0:
         scores = _dot(q_1, tl.trans(k_1), scores, UPCAST)
     if RAGGED:
-        scores = tl.where(there[None, :], scores, float("-inf"))
+        scores = tl.where((keys < M)[None, :], scores, float("-inf"))
     return scores
 
 
@@ -169,6 +161,26 @@ def _tile(X, tokens, there, stride, START: tl.constexpr, D: tl.constexpr, PART: 
 
 
 @triton.jit
+def _values(V, keys, M, stride, gap, D: tl.constexpr, SHARE: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr,
+            RAGGED: tl.constexpr):  # fmt: skip
+    """Columns START … START + WIDTH of the values side by side [keys, WIDTH]; zeros where there is nothing."""
+    offsets, inside, _ = _columns(gap, D, SHARE, START, WIDTH)
+    places = V + keys[:, None] * (stride * CHUNK) + offsets
+    return _load(places, (keys < M)[:, None], inside, RAGGED, START + WIDTH > SHARE * D)
+
+
+@triton.jit
+def _store(OUT, result, there, gap, entry, D: tl.constexpr, SHARE: tl.constexpr, START: tl.constexpr,
+           WIDTH: tl.constexpr):  # fmt: skip
+    """Writes columns START … START + WIDTH of the results side by side, added to what an earlier launch wrote."""
+    offsets, inside, first = _columns(gap, D, SHARE, START, WIDTH)
+    inside = there[:, None] & inside
+    add = tl.where(first, _flag(entry, 1), _flag(entry, 2)) != 0
+    result += tl.load(OUT + offsets, inside & add, 0.0).to(tl.float32)
+    tl.store(OUT + offsets, result.to(OUT.dtype.element_ty), inside)
+
+
+@triton.jit
 def _load(places, rows, columns, CHECK_ROWS: tl.constexpr, CHECK_COLUMNS: tl.constexpr):
     """A tile, zero outside the rows and columns that exist; masks that would be all true are not built."""
     if CHECK_ROWS and CHECK_COLUMNS:
@@ -182,13 +194,13 @@ def _load(places, rows, columns, CHECK_ROWS: tl.constexpr, CHECK_COLUMNS: tl.con
 
 
 @triton.jit
-def _columns(START: tl.constexpr, gap, D: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr):
-    """Where columns START … START + WIDTH of a pair's values lie, seen from the first row, and which of them exist:
-    [1, WIDTH] each. gap: elements from the first row to the second."""
+def _columns(gap, D: tl.constexpr, SHARE: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr):
+    """Where columns START … START + WIDTH of a pair's rows lie, seen from the first row, which of them exist, and which
+    are the first row's: [1, WIDTH] each. gap: elements from the first row to the second."""
     columns = START + tl.arange(0, WIDTH)
     offsets = tl.where(columns < D, columns, columns - D + gap) if SHARE == 2 else columns
     offsets = tl.max_contiguous(tl.multiple_of(offsets, CHUNK), CHUNK)  # D is a multiple of CHUNK
-    return offsets[None, :], (columns < SHARE * D)[None, :]
+    return offsets[None, :], (columns < SHARE * D)[None, :], (columns < D)[None, :]
 
 
 @triton.jit
@@ -196,3 +208,8 @@ def _dot(a, b, accumulator, UPCAST: tl.constexpr):
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, accumulator)
+
+
+@triton.jit
+def probe(X):
+    tl.store(X, 1.0)

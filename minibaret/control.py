@@ -6,7 +6,7 @@ A control is a function of a step and a layer. It names, by branch, whose querie
         return {"edit": Take(q="source", k="source")} if layer.kind == "self" and step < 15 else {}
 
 What is not named is the branch's own. Replacing a branch's queries and keys replaces its attention map, so no map has
-to be in memory. `by_row` turns the names into rows of one batch, which is what the UNet and its attention operator read.
+to be in memory. `by_row` turns the names into rows of one batch, which is what the UNet reads.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,102 +1,164 @@
-"""Scores edits of drawn scenes, whose right answer is known: the same scene drawn with the attribute that the text
-changes."""
+"""Scores edits whose right answer is known, by any method.
 
-import time
-from collections.abc import Sequence
+A `Case` is what is asked for and what is known of the right answer; a metric is a function of a case and an edited
+picture. What draws the cases stands elsewhere: `minibaret.miniature.cases` has those of the drawn world.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from .editor import Editor
+from .editor import ALL, Editor
 from .images import fit_image, psnr
-from .inversion_file import Inversion
-from .miniature.world.distortions import distort
-from .miniature.world.drawing import render
-from .miniature.world.scene import MEASURED_SEEDS, Scene
-from .miniature.world.tasks import Task, task_of
+from .inversion import Inversion
+from .methods import Method
 from .progress import Count, nobody
-from .settings import Settings
-from .sheet import contact_sheet
+from .result import Result
+from .sheet import columns_sheet
 
 SHEET_ROWS = 12
-SHEET_LABELS = ("input", "reconstruction", "transition", "edit", "right answer")
-FIT = "stretch"  # of distorted pictures: the one fit that brings every pixel back to its place
+RESAMPLES = 2000  # of a bootstrap
 
 
-def evaluate(
-    editor: Editor,
-    settings: Settings,
-    kind: str,
-    count: int,
-    watch: Count = nobody,
-    distortion: str | None = None,
-    sheet: bool = True,
-) -> tuple[dict[str, float], Image.Image | None]:
-    """Means of `score` over one kind of edit of the first `count` measured scenes, and if wanted a sheet of the first
-    twelve in seed order, for which their transition is carried to the end."""
-    scores, rows = [], []
-    for index, seed in enumerate(MEASURED_SEEDS[:count]):
-        pictures = ("transition",) if sheet and index < SHEET_ROWS else ()
-        scored, row = score(editor, settings, task_of(kind, seed), distortion, pictures)
-        scores.append(scored)
-        rows.append(row)
-        watch(f"{kind} edits", index + 1, count)
-    return means(scores), contact_sheet(rows[:SHEET_ROWS], SHEET_LABELS) if sheet else None
+@dataclass(frozen=True)
+class Case:
+    """An edit that is asked for."""
+
+    image: Image.Image
+    prompt: str  # what the edited picture should show
+    source_prompt: str | None  # what the picture shows
+    answers: Mapping[str, Image.Image]  # by prompt: what the edit might have become, the right answer among them
+    fit: str = "crop"  # how image and answers come to the model's size
+
+    @property
+    def answer(self) -> Image.Image:
+        return self.answers[self.prompt]
+
+    def fitted(self, size: tuple[int, int]) -> "Case":
+        """The same with all its pictures at `size`, (width, height)."""
+        answers = {prompt: fit_image(picture, size, self.fit) for prompt, picture in self.answers.items()}
+        return dataclasses.replace(self, image=fit_image(self.image, size, self.fit), answers=answers)
 
 
-def invert(editor: Editor, settings: Settings, task: Task, distortion: str | None = None) -> Inversion:
-    """The inversion that edits of the task may share, if their settings differ only in what comes after it."""
-    return editor.invert(_given(editor, task.before, distortion), task.after.caption(), settings, fit=FIT)
+def success(case: Case, picture: Image.Image) -> bool:
+    """Whether the right answer is the nearest, by mean squared error, of all answers."""
+    return max(case.answers, key=lambda prompt: psnr(picture, case.answers[prompt])) == case.prompt
+
+
+def answer_psnr(case: Case, picture: Image.Image) -> float:
+    """dB against the right answer."""
+    return psnr(picture, case.answer)
+
+
+def background_psnr(case: Case, picture: Image.Image) -> float:
+    """dB against the input, over the pixels where the right answer equals the input."""
+    return psnr(picture, case.image, unchanged(case.image, case.answer))
+
+
+METRICS: dict[str, Callable[[Case, Image.Image], float | bool]] = {
+    metric.__name__: metric for metric in (success, background_psnr, answer_psnr)
+}
+Scores = dict[str, float | bool]
 
 
 def score(
     editor: Editor,
-    settings: Settings,
-    task: Task,
-    distortion: str | None = None,
-    pictures: tuple[str, ...] = (),
+    case: Case,
+    method: str | Method = "baret",
+    knobs: Mapping[str, object] | None = None,
+    *,
+    preset: str | None = None,
+    pictures: Sequence[str] | str = ("reconstruction",),
     inversion: Inversion | None = None,
-) -> tuple[dict[str, float], list[Image.Image | None]]:
-    """The figures of one edit; its input, reconstruction, transition (if in `pictures`), edit and right answer.
+) -> tuple[Scores, Result]:
+    """Edits the case; every metric of the edit, and what it cost.
 
-    success: of the scene drawn with each value of the attribute, the edit is nearest (mean squared error) to the one
-    asked for. answer_psnr: dB of the edit against that one. background_psnr: dB against the input, over the pixels
-    where the right answer equals the input. reconstruction_psnr: dB of where target-text inversion leads, against the
-    VAE's own reconstruction of the input. vae_psnr: dB of that against the input. inner_iterations: of target-text
-    inversion. seconds: of the edit.
-    distortion: of input and answers alike, a name in `DISTORTIONS`. inversion: what `invert` found, if that is done.
+    knobs: the method's, by name; preset, pictures, inversion: as `Editor.steps` has them. Beside `METRICS`:
+    vae_psnr: dB of the VAE's own reconstruction against the input; reconstruction_psnr: of the method's, where it has
+    one; inner_iterations: of its tuning, where it tunes; seconds, row_forwards, gradient_passes: of this edit, without
+    what the inversion gave.
     """
-    picture, text = _given(editor, task.before, distortion), task.after.caption()
-    begin = time.perf_counter()
-    result = editor.edit(picture, text, settings, fit=FIT, pictures=pictures, inversion=inversion)
-    seconds = time.perf_counter() - begin
-    size = result.input.size
-    answers = {scene: fit_image(_given(editor, scene, distortion), size, FIT) for scene in task.candidates}
-    answer, coded = answers[task.after], editor.decode(editor.encode(result.input))
-    scores = {
-        "success": float(nearest(result.image, answers) == task.after),
-        "answer_psnr": psnr(result.image, answer),
-        "background_psnr": psnr(result.image, result.input, unchanged(result.input, answer)),
-        "reconstruction_psnr": psnr(result.reconstruction, coded),
-        "vae_psnr": psnr(coded, result.input),
-        "inner_iterations": float(sum(result.record.iterations)),
-        "seconds": seconds,
-    }
-    return scores, [result.input, result.reconstruction, result.transition, result.image, answer]
+    options = {"fit": case.fit, "pictures": pictures, "inversion": inversion, "preset": preset, **(knobs or {})}
+    result = editor.edit(case.image, case.prompt, method, source_prompt=case.source_prompt, **options)
+    case = case.fitted(result.input.size)
+    scores: Scores = {name: metric(case, result.image) for name, metric in METRICS.items()}
+    scores["vae_psnr"] = psnr(editor.sd.decode(editor.sd.encode(result.input)), result.input)
+    if result.reconstruction_psnr is not None:
+        scores["reconstruction_psnr"] = result.reconstruction_psnr
+    if result.tuned:
+        scores["inner_iterations"] = sum(step.iterations for step in result.tuned)
+    scores["seconds"] = sum(result.seconds.values())
+    return scores | vars(result.counts), result
 
 
-def _given(editor: Editor, scene: Scene, distortion: str | None) -> Image.Image:
-    """The scene as the editor gets to see it."""
-    return distort(render(scene, editor.config.image_size), distortion, scene.seed)
+def evaluate(
+    editor: Editor,
+    cases: Sequence[Case],
+    method: str | Method = "baret",
+    knobs: Mapping[str, object] | None = None,
+    *,
+    preset: str | None = None,
+    watch: Count = nobody,
+    sheet: bool = True,
+) -> tuple[list[Scores], Image.Image | None]:
+    """The scores of every case and, if wanted, a sheet of the first twelve: input, every branch's picture, right
+    answer."""
+    scores, shown = [], []
+    for index, case in enumerate(cases):
+        drawn = sheet and index < SHEET_ROWS
+        scored, result = score(editor, case, method, knobs, preset=preset, pictures=ALL if drawn else ())
+        scores.append(scored)
+        if drawn:
+            shown.append((case, result))
+        watch("edits", index + 1, len(cases))
+    return scores, case_sheet(shown) if sheet else None
 
 
-def means(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([scored[name] for scored in scores])) for name in scores[0]}
+def case_sheet(shown: Sequence[tuple[Case, Result]]) -> Image.Image:
+    """A row for each case: input, every branch's picture, the right answer."""
+    branches = [*(name for name in shown[0][1].images if name != "edit"), "edit"]
+    rows = [
+        [result.input, *map(result.images.get, branches), fit_image(case.answer, result.input.size, case.fit)]
+        for case, result in shown
+    ]
+    return columns_sheet(rows, ["input", *branches, "right answer"])
 
 
-def nearest(picture: Image.Image, answers: dict[Scene, Image.Image]) -> Scene:
-    """The scene whose drawing has the least mean squared error to the picture."""
-    return max(answers, key=lambda scene: psnr(picture, answers[scene]))
+class Figure(NamedTuple):
+    """A mean over cases, and what the true one may be after so few: a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    cases: int
+
+
+def mean(values: Iterable[float | bool]) -> Figure:
+    """Of truths the share of true ones with Wilson's interval; of numbers the mean with a bootstrap's."""
+    values = list(values)
+    if all(isinstance(value, bool) for value in values):
+        return wilson(sum(values), len(values))
+    numbers = np.array(values, dtype=float)
+    picks = np.random.default_rng(0).integers(len(numbers), size=(RESAMPLES, len(numbers)))
+    low, high = np.quantile(numbers[picks].mean(1), (0.025, 0.975))
+    return Figure(float(numbers.mean()), float(low), float(high), len(numbers))
+
+
+def wilson(right: int, cases: int, z: float = 1.96) -> Figure:
+    """A share and its interval (Wilson 1927)."""
+    share = right / cases
+    middle = (share + z**2 / (2 * cases)) / (1 + z**2 / cases)
+    half = z * (share * (1 - share) / cases + (z / (2 * cases)) ** 2) ** 0.5 / (1 + z**2 / cases)
+    return Figure(share, max(middle - half, 0.0), min(middle + half, 1.0), cases)
+
+
+def means(scores: Sequence[Scores]) -> dict[str, Figure]:
+    """Of every score that all cases have."""
+    return {name: mean(scored[name] for scored in scores) for name in scores[0] if all(name in s for s in scores)}
 
 
 def unchanged(before: Image.Image, after: Image.Image) -> np.ndarray:

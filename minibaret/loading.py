@@ -24,14 +24,15 @@ def load(
 ) -> Editor:
     """An editor on the weights at a path, or on the miniature that ships with the package.
 
-    weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (CUDA
-    where there is one), "cpu", "cuda", …; dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or
-    "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
-    folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or bytes; savings:
-    ways to need less memory that are taken in any case; compile: compile the UNet with torch.compile, which takes
-    minutes before the first steps. Raises InputError where something is not what it should be.
+    weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (the
+    first there is of "cuda", "mps" and "cpu"), "cpu", "cuda", "cuda:1", …, "mps"; dtype: "auto" (float16 on CUDA, else
+    float32), "float32", "float16" or "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or
+    "non_ema"; tokenizer: a file, or a folder with one, where the weights have none; memory_limit: what an edit may
+    take, such as "4G", or bytes; savings: ways to need less memory that are taken in any case; compile: compile the
+    UNet with torch.compile, which takes minutes before the first steps. Raises InputError where something is not what
+    it should be.
     """
-    torch_device = _parse_device(device)
+    torch_device = parse_device(device)
     dtype_is_fixed = dtype != "auto"
     if not dtype_is_fixed:
         dtype = "float16" if torch_device.type == "cuda" else "float32"
@@ -47,26 +48,33 @@ def load(
         )
     if compile and torch_device.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
+    for path in (weights, tokenizer):
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise InputError(f"weights and tokenizer must be paths, got {type(path).__name__}")
     torch_dtype, tokenizer_path = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
     read = OnDemandModel if on_demand else load_model
-    model = read(Path(weights or MINIATURE_FOLDER), torch_device, torch_dtype, variant, tokenizer_path)
+    with torch.inference_mode(False):  # a caller's would make weights of a kind that no gradient passes
+        model = read(Path(weights or MINIATURE_FOLDER), torch_device, torch_dtype, variant, tokenizer_path)
     if compile:
         model.unet.compile(dynamic=False)
     return Editor(model, savings, limit, dtype_is_fixed)
 
 
-def _parse_device(device: str) -> torch.device:
+def parse_device(device: str) -> torch.device:
     """Raises InputError for a device that this project does not know or that is not here."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        device = next(name for name, there in here.items() if there)
     try:
         parsed = torch.device(device)
     except (RuntimeError, TypeError):
         parsed = None
-    if parsed is None or parsed.type not in ("cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if parsed is None or parsed.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
     if parsed.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device} was wanted, but the last one here is cuda:{torch.cuda.device_count() - 1}")
+    if parsed.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps was wanted, but PyTorch finds no Metal here")
     return parsed

@@ -34,6 +34,11 @@ class AttentionMaps:
     words: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (words, h, w)
     points: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (points, h, w)
 
+    @property
+    def branches(self) -> set[str]:
+        """Whose maps were kept."""
+        return {branch for found in (self.words, self.points) for of_step in found.values() for branch in of_step}
+
     def of_word(self, word: str, branch: str, step: int | None = None) -> Tensor:
         """(h, w): how much each pixel looks at the word; the mean of all steps that were kept if `step` is None."""
         index = self.request.words.index(word)

@@ -1,8 +1,6 @@
 """`StableDiffusion`: prompts to embeddings, pictures to latents and back, latents to predicted noise."""
 
 import copy
-import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from . import tiled_vae
 from .control import RowControl
 from .errors import InputError
 from .images import to_image, to_pixels
 from .memory import NO_SAVINGS, Savings, trim
-from .models import tiled_vae
 from .models.tokenizer import TextTooLong, is_unicode
 from .models.unet import UNet
 from .weights import Model, OnDemandModel
@@ -102,28 +100,3 @@ class StableDiffusion:
         timesteps = torch.full((), timestep, device=latents.device)  # made there: a copy to a GPU would make it wait
         self.counts.row_forwards += len(latents)
         return unet(latents.to(unet.dtype), timesteps, context.to(unet.dtype), control).float()
-
-    def digest(self) -> dict[str, str]:
-        """SHA-256 of each network's weights as they are used, found once for a model."""
-        key = self.savings.unet_dtype
-        if key not in self.model.digests:
-            order = ("text_encoder", "vae", "unet")  # the one needed next is read last
-            self.model.digests[key] = {part: network_digest(self.network(part)) for part in order}
-        return self.model.digests[key]
-
-
-def network_digest(network: nn.Module) -> str:
-    """SHA-256 over the network's config and each tensor's name, dtype, shape and every byte, as they are in memory: the
-    same weights in another dtype, or a single value that changed, give another. It does not see the code that runs
-    them. Takes seconds for the gigabytes of Stable Diffusion 1.5; threads share the work."""
-    tensors = sorted(network.state_dict().items())
-    digest = hashlib.sha256(repr(network.config).encode())
-    with ThreadPoolExecutor() as threads:
-        for (name, tensor), content in zip(tensors, threads.map(tensor_digest, [tensor for _, tensor in tensors])):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + content)
-    return digest.hexdigest()
-
-
-def tensor_digest(tensor: Tensor) -> bytes:
-    """SHA-256 of a tensor's bytes, in the order of its elements, whatever its memory format and device."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()

@@ -1,5 +1,6 @@
 """Following the steps of the work: to its end, by the clock, and as progress bars."""
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -29,6 +30,23 @@ def run_to_end(work: Generator[Step, None, Found], watch: Callable[[Step], objec
                 return end.value
             if watch:
                 watch(step)
+
+
+def outside_inference_mode(work: Callable[..., Generator]) -> Callable[..., Generator]:
+    """A generator function whose steps run outside of a caller's torch.inference_mode: there no gradient can be had."""
+
+    @functools.wraps(work)
+    def wrapped(*arguments, **options):
+        with closing(work(*arguments, **options)) as steps:
+            while True:
+                try:
+                    with torch.inference_mode(False):
+                        step = next(steps)
+                except StopIteration as end:
+                    return end.value
+                yield step
+
+    return wrapped
 
 
 class Clock:
@@ -64,8 +82,8 @@ class Clock:
                 self.start()
 
     def _wait(self) -> None:
-        if self.device is not None and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device is not None and self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
     def _count(self, name: str) -> None:
         now = time.perf_counter()
@@ -78,7 +96,7 @@ class ProgressBars:
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
-        self.iterations = 0
+        self.name, self.iterations = "", 0
 
     def __enter__(self) -> "ProgressBars":
         return self
@@ -86,22 +104,28 @@ class ProgressBars:
     def __exit__(self, *_) -> None:
         if self.bar is not None:
             self.bar.close()
+            self.bar = None
 
     def __call__(self, step: Step) -> None:
         bar = self._bar(step.stage, step.index, step.total)
         if step.loss is not None:
             self.iterations = (self.iterations if step.index else 0) + step.iterations
             bar.set_postfix_str(f"loss {step.loss:.1e}, {self.iterations} inner iterations", refresh=False)
-        bar.update(step.index + 1 - bar.n)
+        self._advance(bar, step.index + 1)
 
     def count(self, name: str, done: int, total: int) -> None:
         """Brings the bar `name` to `done` of `total`."""
-        bar = self._bar(name, done, total)
+        self._advance(self._bar(name, max(done - 1, 0), total), done)
+
+    def _advance(self, bar: tqdm, done: int) -> None:
         bar.update(done - bar.n)
+        if done == bar.total:
+            self.__exit__()
 
     def _bar(self, name: str, done: int, total: int) -> tqdm:
-        if self.bar is None or (self.bar.desc, self.bar.total) != (f"{name:<22}", total) or done < self.bar.n:
+        if self.bar is None or (self.name, self.bar.total) != (f"{name:<22}", total) or done < self.bar.n:
             self.__exit__()
-            self.bar = tqdm(desc=f"{name:<22}", total=total, initial=done, file=sys.stderr, leave=True, mininterval=0.1)
-            self.bar.desc = f"{name:<22}"
+            self.name = f"{name:<22}"
+            seldom = {} if sys.stderr.isatty() else {"mininterval": 1e9, "delay": 1e-9}  # one line when a stage is done
+            self.bar = tqdm(desc=self.name, total=total, initial=done, file=sys.stderr, ncols=100, **seldom)
         return self.bar

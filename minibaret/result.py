@@ -27,7 +27,7 @@ class Result:
     counts: Counts  # of the UNet's forwards and gradients
     seconds: dict[str, float]  # wall time by stage
     savings: Savings  # of memory
-    peak_memory: int | None  # bytes, of the whole process so far, see `memory.peak_memory`
+    peak_memory: int | None  # bytes: on CUDA of this edit, else of the process so far, see `memory.peak_memory`
     memory_estimate: int  # bytes, what the edit was expected to take
     maps: AttentionMaps | None = None  # where they were asked for
 
@@ -43,7 +43,9 @@ class Result:
     @property
     def tuned(self) -> list[Tuned]:
         """What was tuned for each time step, noisiest first; empty where the method tunes none."""
-        return next((entry.items for entry in self.kept.entries if entry.items and type(entry.items[0]) is Tuned), [])
+        return next(
+            (entry.items for entry in reversed(self.kept.entries) if entry.items and type(entry.items[0]) is Tuned), []
+        )
 
     @property
     def reconstruction_psnr(self) -> float | None:
@@ -63,5 +65,6 @@ class Result:
             found["inner_iterations_allowed"] = self.knobs.steps * self.knobs.inner_steps
         if "reconstruction" in self.images:
             found["reconstruction_psnr"] = round(self.reconstruction_psnr, 2)
+        found |= self.input.info  # "colours", where the picture's profile was another than sRGB
         found["peak_memory"] = self.peak_memory
         return found | {"memory_estimate": self.memory_estimate, "savings": str(self.savings)}

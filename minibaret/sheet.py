@@ -8,69 +8,70 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .balanced_attention import PROCESSES
 from .result import Result
 
 MARGIN = 8  # pixels
 PAPER, INK = (250, 249, 245), (60, 56, 50)
+Cell = tuple[Image.Image | None, Sequence[str]]  # a picture, or an empty place, and the lines under it
 
 
-def contact_sheet(
-    rows: list[list[Image.Image | None]], labels: Sequence[str] = (), title: str = "", scale: int = 1
-) -> Image.Image:
-    """Each list is one row of pictures, under a title and over the labels of the columns; None leaves a place empty.
-
-    All pictures have the first one's size; `scale` enlarges them by whole pixels. A title that is wider than the row
-    widens the sheet.
-    """
-    width, height = (side * scale for side in rows[0][0].size)
+def contact_sheet(rows: list[list[Cell]], title: str = "", scale: int = 1) -> Image.Image:
+    """Rows of pictures, each over its lines, under a title. All pictures have the first one's size; `scale` enlarges
+    them by whole pixels. A title that is wider than the row widens the sheet."""
+    width, height = (side * scale for side in rows[0][0][0].size)
     font = ImageFont.load_default(max(12, height // 18))
-    line = int(font.size * 1.6)
-    top = MARGIN + (line if title else 0)
-    bottom = top + len(rows) * (height + MARGIN)
-    wide = MARGIN + len(rows[0]) * (width + MARGIN)
-    size = (max(wide, math.ceil(font.getlength(title)) + 2 * MARGIN), bottom + (line if labels else 0))
+    line = int(font.size * 1.4)
+    lines = [max(len(label) for _, label in row) for row in rows]  # of each row
+    top = MARGIN + (line + MARGIN if title else 0)
+    wide = MARGIN + max(map(len, rows)) * (width + MARGIN)
+    tall = top + sum(height + MARGIN + count * line for count in lines)
+    size = max(wide, math.ceil(font.getlength(title)) + 2 * MARGIN), tall
     left = MARGIN + (size[0] - wide) // 2
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((size[0] / 2, MARGIN), title, INK, font, anchor="ma")
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
+    for row, count in zip(rows, lines):
+        for column, (picture, label) in enumerate(row):
+            x = left + column * (width + MARGIN)
             if picture is not None:
-                place = (left + column * (width + MARGIN), top + row * (height + MARGIN))
-                sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
-    for column, label in enumerate(labels):
-        draw.text((left + column * (width + MARGIN) + width / 2, bottom), label, INK, font, anchor="ma")
+                sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, top))
+            for number, text in enumerate(label):
+                draw.text((x + width / 2, top + height + 2 + number * line), text, INK, font, anchor="ma")
+        top += height + MARGIN + count * line
     return sheet
 
 
-def edit_sheet(result: Result, text: str) -> Image.Image:
-    """Input, reconstruction, transition and edit of one run, under its text."""
-    pictures = [result.input, result.reconstruction, result.transition, result.image]
-    scale = max(1, 256 // result.input.height)
-    return contact_sheet([pictures], ["input", "reconstruction", "transition", "edit"], f"“{text}”", scale)
+def columns_sheet(
+    rows: Sequence[Sequence[Image.Image | None]], labels: Sequence[str] = (), title: str = "", scale: int = 1
+) -> Image.Image:
+    """Rows of pictures over one line of labels, one for each column; None leaves a place empty."""
+    cells = [[(picture, ()) for picture in row] for row in rows]
+    if labels:
+        cells[-1] = [(picture, [label]) for picture, label in zip(rows[-1], labels)]
+    return contact_sheet(cells, title, scale)
 
 
-def maps_sheet(result: Result, text: str, step: int | None = None) -> Image.Image:
-    """The paper's Figure 3: for reconstruction, transition and edit, a row each, the picture and where it looks at each
-    of the recorded words; at one step, or the mean of all recorded ones. A word's maps share one scale, from their
-    lowest value to their highest."""
-    pictures = (result.reconstruction, result.transition, result.image)
-    words = result.maps.request.words
-    maps = {(word, process): result.maps.of_word(word, process, step) for word in words for process in PROCESSES}
-    for word in words:
-        values = torch.stack([maps[word, process] for process in PROCESSES])
-        for process in PROCESSES:
-            maps[word, process] = (maps[word, process] - values.min()) / (values.max() - values.min())
-    rows = [
-        [picture, *(heat(picture, maps[word, process]) for word in words)]
-        for process, picture in zip(PROCESSES, pictures)
-    ]
-    scale = max(1, 256 // result.input.height)
+def edit_sheet(result: Result, prompt: str) -> Image.Image:
+    """The input, the branches whose pictures were asked for, and the edit, under the prompt."""
+    order = [name for name in result.images if name != "edit"]
+    cells = [(result.input, ["input"])] + [(result.images[name], [name]) for name in (*order, "edit")]
+    return contact_sheet([cells], f"“{prompt}”", max(1, 256 // result.input.height))
+
+
+def maps_sheet(result: Result, prompt: str, step: int | None = None) -> Image.Image:
+    """The paper's Figure 3: for each branch, a row each, the picture and where it looks at each of the recorded words;
+    at one step, or the mean of all recorded ones. A word's maps share one scale, from their lowest value to their
+    highest."""
+    words, names = result.maps.request.words, [name for name in result.images if name in result.maps.branches]
+    maps = {word: torch.stack([result.maps.of_word(word, name, step) for name in names]) for word in words}
+    maps = {word: (found - found.min()) / (found.max() - found.min()) for word, found in maps.items()}
+    rows = []
+    for index, name in enumerate(names):
+        picture = result.images[name]
+        rows.append([(picture, [name]), *((heat(picture, maps[word][index]), [word]) for word in words)])
     which = f"mean of {len(result.maps.words)} steps" if step is None else f"step {step}"
-    title = f"“{text}”, {which}; from the top: {', '.join(PROCESSES)}"
-    return contact_sheet(rows, ["", *words], title, scale)
+    return contact_sheet(rows, f"“{prompt}”, {which}", max(1, 256 // result.input.height))
 
 
 def heat(picture: Image.Image, values: Tensor) -> Image.Image:

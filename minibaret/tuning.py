@@ -87,6 +87,7 @@ def tune(
             if met:
                 with torch.no_grad():
                     moved = arrive(embedding)
+                    losses.append((moved - goal).square().sum().item() / goal.numel())
                 break
         embedding, latents = embedding.detach(), moved.detach()
         tuned.append(Tuned(embedding, latents, torch.tensor(losses, dtype=torch.float64)))

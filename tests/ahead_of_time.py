@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
@@ -21,34 +22,23 @@ from minibaret.kernels import triton_attention, triton_kernels
 TOKENS = {40: 4096, 80: 1024, 160: 256}  # of Stable Diffusion 1.5's sites, by head dimension
 RAGGED = 36 * 36  # of a picture 576 pixels wide: no multiple of a step's keys
 TEXT = 77
-HEADS = 8
+ENTRIES = [f"e{i}" for i in range(triton_attention.ENTRIES)]
 
 
 def compiled(capability: int, kind: str, features: int, dtype: str) -> dict:
-    """kind: "self", "ragged" (self-attention whose tokens do not fill the last step), "cross" or "maps"; dtype: "fp16"
-    or "bf16". Registers a thread, bytes of shared memory a block, bytes spilled, matrix instructions, copies to shared
-    memory."""
+    """kind: "self", "ragged" (self-attention whose tokens do not fill the last tile) or "cross"; dtype: "fp16" or
+    "bf16". Registers a thread, bytes of shared memory a block, bytes spilled, matrix instructions, loads and how many
+    of them are 16 bytes wide."""
     tokens = RAGGED if kind == "ragged" else TOKENS.get(features, 1024)
     keys = TEXT if kind == "cross" else tokens
-    of_queries, of_keys = (_strides(length, features) for length in (tokens, keys))
-    if kind == "maps":
-        chosen, kernel = triton_attention.MAPS, triton_kernels.maps
-        names = {"Q": dtype, "K": dtype, "OUT": "fp32", "QUERIES": "i32", "KEYS": "i32"}
-        numbers = [*of_queries, *of_keys, tokens, tokens, keys, 1, 0.1]
-        constants = {**triton_attention.constants(features, keys, chosen), "HEADS": HEADS, "UPCAST": False}
-        del constants["WHOLE"]
-    else:
-        chosen, kernel = triton_attention.configuration(capability, features, keys), triton_kernels.forward
-        names = {"Q": dtype, "K": dtype, "V": dtype, "OUT": dtype, "LSE": "fp32", "TABLE": "i32"}
-        numbers = [*of_queries, *of_keys, *of_keys, *of_queries, tokens, keys, HEADS, 0.1]
-        constants = {**triton_attention.constants(features, keys, chosen), "WRITE_LSE": False, "UPCAST": False}
-    numbers = dict(zip([name for name in kernel.arg_names if name not in names and name not in constants], numbers))
-    signature = {name: f"*{element}" for name, element in names.items()}
-    signature |= {name: "i32" if isinstance(value, int) else "fp32" for name, value in numbers.items()}
-    signature |= dict.fromkeys(constants, "constexpr")
-    signature = {name: signature[name] for name in kernel.arg_names}
-    aligned = list(names) + [name for name, value in numbers.items() if value % 16 == 0]  # as at run time
-    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    chosen, kernel = triton_attention.configuration(capability, features, keys), triton_kernels.forward
+    pointers = dict.fromkeys(("Q", "K", "V", "OUT"), f"*{dtype}")
+    numbers = {name: "i64" if name in ENTRIES else "i32" for name in triton_attention.NUMBERS}
+    constants = {**triton_attention.constants(features, keys, chosen), "UPCAST": False}
+    kinds = {**pointers, **numbers, "scale": "fp32", **dict.fromkeys(constants, "constexpr")}
+    signature = {name: kinds[name] for name in kernel.arg_names}
+    # What holds for every launch: pointers are multiples of 16, and nothing is known of the numbers.
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers}
     source = ASTSource(kernel, signature, constants, attributes)
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=chosen.options)
     return {
@@ -56,11 +46,6 @@ def compiled(capability: int, kind: str, features: int, dtype: str) -> dict:
         "shared_memory": result.metadata.shared,
         **_read(result.asm["cubin"], result.asm["ptx"], capability),
     }
-
-
-def _strides(tokens: int, features: int) -> list[int]:
-    """Of rows, tokens and heads, in chunks of 8 elements."""
-    return [tokens * HEADS * features // 8, HEADS * features // 8, features // 8]
 
 
 def _read(cubin: bytes, ptx: str, capability: int) -> dict:
@@ -79,8 +64,8 @@ def _read(cubin: bytes, ptx: str, capability: int) -> dict:
         "spilled": spilled,
         "matrix_instructions": len(re.findall(r"\b(?:HGMMA|HMMA)\.", sass)),
         "warpgroup_instructions": len(re.findall(r"\bHGMMA\.", sass)),
-        "copies": len(re.findall(r"cp\.async\.c[ag]\.shared\.global", ptx)),
-        "wide_copies": len(re.findall(r"cp\.async\.cg\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x10", ptx)),
+        "loads": len(re.findall(r"(?:cp\.async\.c[ag]\.shared|ld)\.global", ptx)),
+        "wide_loads": len(re.findall(r"cp\.async\.cg\.shared\.global .*?, 0x10|ld\.global\S*\.v4\.b32", ptx)),
         "local_accesses": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
     }
 
@@ -101,8 +86,13 @@ def _output(*command) -> str:
     return done.stdout + done.stderr
 
 
+def line(case: str) -> str:
+    architecture, kind, features, dtype = case.split(",")
+    found = compiled(int(architecture.removeprefix("sm_")), kind, int(features), dtype)
+    return json.dumps({"case": case, **found})
+
+
 if __name__ == "__main__":
-    for case in sys.argv[1:]:
-        architecture, kind, features, dtype = case.split(",")
-        found = compiled(int(architecture.removeprefix("sm_")), kind, int(features), dtype)
-        print(json.dumps({"case": case, **found}), flush=True)
+    with ProcessPoolExecutor() as processes:
+        for found in processes.map(line, sys.argv[1:]):
+            print(found, flush=True)

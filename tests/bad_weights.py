@@ -98,10 +98,117 @@ def wrong_places(folder, weights):
     return path
 
 
-def no_json(folder, weights):
+def header(folder, content, length=None, data=bytes(4)):
+    """A file with this header, which claims another length if one is given."""
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
     path = folder / "model.safetensors"
-    path.write_bytes((9).to_bytes(8, "little") + b"{nothing}")
+    path.write_bytes((length or len(content)).to_bytes(8, "little") + content + data)
     return path
+
+
+def one(name="a", **changes):
+    return {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | changes}
+
+
+def no_json(folder, weights):
+    return header(folder, b"{nothing}")
+
+
+def nested(folder, weights):
+    return header(folder, b'{"a":' * 5000 + b"1" + b"}" * 5000)
+
+
+def header_of_gigabytes(folder, weights):
+    path = header(folder, one(), 2_000_000_000)
+    os.truncate(path, 3_000_000_000)  # with a hole in it: no disk is used
+    return path
+
+
+def header_of_a_million_values(folder, weights):
+    return header(folder, b'{"a":[' + b"0," * 1_000_001 + b"0]}")
+
+
+def lone_surrogate(folder, weights):
+    return header(folder, one("\ud800.x"))
+
+
+def name_of_several_lines(folder, weights):
+    return header(folder, one("a\n\x1b[31mb"))
+
+
+def endless_name(folder, weights):
+    return header(folder, one("a" * 5000))
+
+
+def endless_number_in_a_name(folder, weights):
+    return header(folder, one(f"model.diffusion_model.input_blocks.{'9' * 5000}.0.in_layers.0.weight"))
+
+
+def attention_without_shape(folder, weights):
+    return header(folder, one(ATTENTION, shape=[]))
+
+
+def shape_of_fractions(folder, weights):
+    return header(folder, one(shape=[1.0]))
+
+
+def offsets_of_fractions(folder, weights):
+    return header(folder, one(data_offsets=[0.0, 4.0]))
+
+
+def shape_of_truth(folder, weights):
+    return header(folder, one(shape=[True]))
+
+
+def endless_shape(folder, weights):
+    return header(folder, one(shape=[2**62] * 100_000))
+
+
+def dtype_that_is_a_list(folder, weights):
+    return header(folder, one(dtype=["F32"]))
+
+
+def list_of_tensors(folder, weights):
+    return header(folder, b"{" + json.dumps([one()]).encode())
+
+
+def index_of(value):
+    def make(folder, weights):
+        write_hugging_face(folder, weights, shards=1)
+        index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"conv_in.weight": value}}))
+        return folder
+
+    return make
+
+
+def linked_to_nowhere(folder, weights):
+    """As the snapshots of a Hugging Face download that was interrupted."""
+    write_hugging_face(folder, weights)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.unlink()
+    path.symlink_to("../../../blobs/0123abcd")
+    return folder
+
+
+def shard_linked_to_nowhere(folder, weights):
+    write_hugging_face(folder, weights, shards=2)
+    path = folder / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors"
+    path.unlink()
+    path.symlink_to("../../../blobs/0123abcd")
+    return folder
+
+
+def config_linked_to_nowhere(folder, weights):
+    write_hugging_face(folder, weights)
+    (folder / "vae" / "config.json").symlink_to("../../../blobs/0123abcd")
+    return folder
+
+
+def config_of_a_list(folder, weights):
+    write_hugging_face(folder, weights)
+    (folder / "vae" / "config.json").write_text("[1]")
+    return folder
 
 
 def text(folder, weights):
@@ -197,6 +304,28 @@ BAD = [
     (too_long, "is damaged: its header wants"),
     (wrong_places, "is damaged: tensor a begins at byte"),
     (no_json, "its header does not parse"),
+    (nested, "its header does not parse (RecursionError"),
+    (header_of_gigabytes, "its header would have 2,000,000,000 bytes, and at most 100,000,000 are allowed"),
+    (header_of_a_million_values, "its header does not parse (ValueError: it lists more than 1,000,000 values)"),
+    (lone_surrogate, "its header does not parse (UnicodeEncodeError"),
+    (name_of_several_lines, "has tensors such as a\\n\\x1b[31mb"),
+    (endless_name, "has tensors such as aaaa"),
+    (endless_number_in_a_name, "is no Stable Diffusion"),
+    (attention_without_shape, "attn2.to_k.weight has shape [], wanted [320, 768]"),
+    (shape_of_fractions, "a has a shape or data_offsets that no tensor has"),
+    (offsets_of_fractions, "a has a shape or data_offsets that no tensor has"),
+    (shape_of_truth, "a has a shape or data_offsets that no tensor has"),
+    (endless_shape, "a has a shape or data_offsets that no tensor has"),
+    (dtype_that_is_a_list, "its header does not parse (TypeError"),
+    (list_of_tensors, "its header does not parse"),
+    (index_of(5), 'JSON with a "weight_map" of file names was wanted'),
+    (index_of(None), 'JSON with a "weight_map" of file names was wanted'),
+    (index_of("a\0b"), r"lists the shard a\x00b, which is not beside it"),
+    (index_of("x" * 5000), "lists the shard xxx"),
+    (linked_to_nowhere, "is a link to ../../../blobs/0123abcd, which is not there"),
+    (shard_linked_to_nowhere, "is a link to ../../../blobs/0123abcd, which is not there"),
+    (config_linked_to_nowhere, "is a link to ../../../blobs/0123abcd, which is not there"),
+    (config_of_a_list, "vae/config.json is not a config: a JSON object was wanted"),
     (text, "it is a web page"),
     (nothing_in_it, "is not a safetensors file: it has 0 bytes"),
     (a_picture, "is not a safetensors file: it begins with"),
@@ -209,6 +338,6 @@ BAD = [
     (shards_without_their_list, "one piece of several, without the diffusion_pytorch_model.safetensors.index.json"),
     (shard_elsewhere, "lists the shard ../vae/other.safetensors, which is not beside it"),
     (only_a_variant, "which --variant fp16 chooses"),
-    (velocity, "says prediction_type is 'v_prediction'"),
+    (velocity, 'says prediction_type is "v_prediction"'),
     (broken_config, "config.json is not a minibaret config"),
 ]

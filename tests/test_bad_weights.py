@@ -86,9 +86,14 @@ def test_pickles_are_never_opened(tmp_path, monkeypatch, weights):
             lambda t: t.update({ATTENTION.replace("to_k", "to_to_k"): torch.zeros(1)}),
             "1 tensor is unknown: down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_to_k.weight",
         ),
+        (lambda t: t.update({"v_pred": torch.zeros(1)}), "1 tensor is unknown: v_pred"),  # marks another model
         (
-            lambda t: t.update({"first_stage_model.loss.logvar": torch.zeros(1)}),
-            "unknown: first_stage_model.loss.logvar",
+            lambda t: t.update({"first_stage_model.lossy": torch.zeros(1)}),
+            "1 tensor is unknown: first_stage_model.lossy",
+        ),
+        (
+            lambda t: t.update({"cond_stage_model.model.x": torch.zeros(1)}),
+            "unknown: cond_stage_model.model.x",
         ),
         (lambda t: t.update({ATTENTION: torch.zeros(16, 12)}), "to_k.weight has shape [16, 12], wanted [16, 24]"),
         (lambda t: t.update({ATTENTION: torch.zeros(24, 16)}), "to_k.weight has shape [24, 16], wanted [16, 24]"),
@@ -145,6 +150,11 @@ def test_variants_that_are_not_there(tmp_path, weights):
     own = write_minibaret(tmp_path / "own", weights, TINY)
     with pytest.raises(minibaret.InputError, match=r"a variant \(fp16\) was wanted, but .* is no Hugging Face folder"):
         load_model(own, variant="fp16")
+    single = write_single(tmp_path / "one.safetensors", ldm_tensors(weights))
+    with pytest.raises(minibaret.InputError, match=r"\(fp16\) was wanted, but .* of a file there is only non_ema"):
+        load_model(single, variant="fp16", sizes=TINY)
+    with pytest.raises(minibaret.InputError, match=r"\(non_ema\) was wanted, but .* has no moving averages"):
+        load_model(single, variant="non_ema", sizes=TINY)
 
 
 def test_a_dtype_that_nobody_knows(tmp_path, weights):

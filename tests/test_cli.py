@@ -12,6 +12,7 @@ from PIL import Image
 
 import minibaret
 from minibaret.cli import main
+from minibaret.methods import METHODS
 from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import Scene
 
@@ -47,6 +48,7 @@ def test_edit_writes_the_picture_the_sheet_and_the_summary(tmp_path, dog, capsys
     said = capsys.readouterr()
     summary = json.loads(said.out.splitlines()[-1])
     assert set(summary["seconds"]) == {"encode", "inversion", "target-text inversion", "edit", "decode"}
+    assert summary["method"] == "baret" and summary["gradient_passes"] == summary["inner_iterations"]
     assert summary["inner_iterations_allowed"] == 3 and 0 <= summary["inner_iterations"] <= 3
     assert summary["reconstruction_psnr"] > 5
     for stage in ("inversion", "target-text inversion", "edit"):
@@ -83,8 +85,8 @@ def test_any_size_is_brought_to_the_models(tmp_path, shape):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["", ""], "a text that says what the picture should show was wanted"),
-        (["", "a dog \udcff"], r"the text must be valid UTF-8, got 'a dog \udcff'"),
+        (["", ""], "a prompt that says what the picture should show was wanted"),
+        (["", "a dog \udcff"], r"a prompt must be valid UTF-8 text, got 'a dog \udcff'"),
         (["", "a dog " * 60], "only|at most 75 fit; these words do not: 'dog a dog"),
         (["", "a dog", "--steps", "0"], "steps must be a whole number from 1 to 999, got 0"),
         (["", "a dog", "--self-steps", "1.5"], "self steps must be a number from 0 to 1, got 1.5"),
@@ -96,10 +98,27 @@ def test_any_size_is_brought_to_the_models(tmp_path, shape):
         (["", "a dog", "--width", "0"], "width and height must be multiples of 32 pixels, got 0×128"),
         (["", "a dog", "--height", "0"], "width and height must be multiples of 32 pixels, got 128×0"),
         (["", "a dog", "--memory", "1e999"], "a memory limit such as 4G or 900M was wanted, got '1e999'"),
-        (["", "a dog", "--device", "meta"], "device must be auto, cpu, cuda or cuda:N, got 'meta'"),
-        (["", "a dog", "--device", "tpu9"], "device must be auto, cpu, cuda or cuda:N, got 'tpu9'"),
+        (["", "a dog", "--device", "meta"], "device must be auto, cpu, cuda, cuda:N or mps, got 'meta'"),
+        (["", "a dog", "--device", "tpu9"], "device must be auto, cpu, cuda, cuda:N or mps, got 'tpu9'"),
         (["", "a dog", "--dtype", "int8"], "dtype must be auto, float32, float16 or bfloat16, got 'int8'"),
-        (["", "a dog", "--max-rows", "0"], "max rows must be a whole number, at least 1, got 0"),
+        (["", "a dog", "--method", "magic"], "a method must be one of baret, prompt-tuning"),
+        (
+            ["", "a dog", "--method", "masactrl", "--rigid"],
+            "masactrl has no rigid; what it has: steps, guidance, first-step",
+        ),
+        (
+            ["", "a dog", "--method", "null-text"],
+            "null-text needs a source prompt that says what the picture shows, got none",
+        ),
+        (
+            ["", "a dog", "--method", "direct", "--source-prompt", "a cat", "--blend", "bird"],
+            "a word to blend by must be in",
+        ),
+        (["", "a dog", "--method", "direct", "--editor", "magic"], "invalid choice: 'magic'"),
+        (
+            ["", "a dog", "--method", "direct", "--reweight", "dog"],
+            "a word and a number joined by an equals sign were wanted",
+        ),
         (["", "a dog", "--weights", "nowhere"], "nowhere"),
         (["", "a dog", "-o", "edited.txt"], "must end in .png"),
         (["", "a dog", "-o", "no/such/folder.png"], "there is no folder"),
@@ -111,7 +130,13 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, dog,
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.iterdir())
     image, *rest = arguments
-    sentence = refused(capsys, "edit", image or dog, *rest, *([] if "--steps" in rest else QUICK))
+    sentence = refused(
+        capsys,
+        "edit",
+        image or dog,
+        *rest,
+        *(["--steps", "3"] if "--method" in rest else [] if "--steps" in rest else QUICK),
+    )
     assert any(words in sentence for words in said.split("|"))
     assert set(tmp_path.iterdir()) == before
 
@@ -156,7 +181,7 @@ def test_maps_draws_where_words_are_looked_at(tmp_path, dog, capsys):
     output = tmp_path / "maps.png"
     text = "a brown dog lying down on grass"
     assert main(["maps", str(dog), text, "-o", str(output), "--words", "dog", "lying", *QUICK]) == 0
-    assert Image.open(output).width > 3 * 256 and "dog, lying" in capsys.readouterr().out
+    assert Image.open(output).width >= 3 * 256 and "dog, lying" in capsys.readouterr().out
     assert "'cat' is not in" in refused(capsys, "maps", dog, text, "-o", tmp_path / "m.png", "--words", "cat")
     arguments = ("maps", dog, text, "-o", tmp_path / "m.png", "--at-step", 3, *QUICK)
     assert "steps to look at must be from 0 to 2, got [3]" in refused(capsys, *arguments)
@@ -168,6 +193,82 @@ def test_evaluate_prints_one_json_line_last(capsys, what):
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])["methods"]["baret"]
     psnrs = {f"{name}_psnr" for name in ("answer", "background", "reconstruction", "vae")}
     assert set(scores) == {"success", *psnrs, "inner_iterations", "seconds"} and scores["vae_psnr"] > 20
+
+
+FAST = {  # what makes a method quick enough for a test
+    "prompt-tuning": ["--inner-steps", "1"],
+    "null-text": ["--inner-steps", "1"],
+    "baret": ["--inner-steps", "1"],
+    "sine": ["--tuning-steps", "1"],
+    "imagic": ["--embedding-steps", "1", "--unet-steps", "1"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_leaves_a_picture(tmp_path, dog, capsys, method):
+    output, prompts = tmp_path / "x.png", ["a brown dog lying down on grass", "--source-prompt", "a brown dog standing"]
+    flags = ["--method", method, "--steps", "3", *FAST.get(method, ())]
+    assert main(["edit", str(dog), *prompts, *flags, "-o", str(output), "--json"]) == 0
+    assert Image.open(output).size == (128, 128)
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["method"] == method and summary["row_forwards"] > 0
+    assert (summary["gradient_passes"] > 0) == bool(METHODS[method].tunes)
+
+
+def test_methods_are_listed(capsys):
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(METHODS)
+    assert "source prompt" in next(line for line in lines if line.startswith("null-text"))
+
+
+def test_compare_draws_one_sheet_and_says_what_it_left_out(tmp_path, dog, capsys):
+    output, names = tmp_path / "compare.png", "masactrl,null-text,encode-decode,plug-and-play"
+    arguments = ["compare", str(dog), "a brown dog lying down on grass", "--methods", names, "--steps", "3", "--json"]
+    assert main([*arguments, "-o", str(output)]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    summary = json.loads(line)
+    assert list(summary["methods"]) == ["masactrl", "encode-decode", "plug-and-play"]
+    assert summary["left_out"] == ["null-text"] and Image.open(output).width >= 4 * 256
+    # one inversion with the empty prompt serves all three
+    assert [("inversion" in found["seconds"]) for found in summary["methods"].values()] == [True, False, False]
+    assert "a source prompt that says what the picture shows was wanted for null-text" in refused(
+        capsys, "compare", dog, "a dog", "--methods", "null-text", "-o", tmp_path / "no.png"
+    )
+
+
+def test_generate_makes_one_picture_or_two(tmp_path, capsys):
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    assert main(["generate", "a brown dog sitting on sand", "-o", str(one), "--steps", "3", "--seed", "4"]) == 0
+    assert Image.open(one).size == (128, 128)
+    source = ["--source-prompt", "a brown dog sitting on sand"]
+    assert main(["generate", "a cat", *source, "-o", str(two), "--steps", "3", "--seed", "4"]) == 0
+    assert Image.open(two).width >= 2 * 128
+    capsys.readouterr()
+    said = refused(capsys, "generate", "a cat", *source, "--blend", "bird", "-o", tmp_path / "no.png")
+    assert "a word to blend by" in said
+
+
+def test_invert_once_edit_often(tmp_path, dog, capsys):
+    file, prompt = tmp_path / "dog.safetensors", "a brown dog lying down on grass"
+    assert main(["invert", str(dog), prompt, "-o", str(file), *QUICK]) == 0
+    arguments = ["edit", str(dog), prompt, "--inversion-file", str(file), "-o", str(tmp_path / "x.png"), "--json"]
+    assert main(arguments) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["gradient_passes"] == 0
+    said = refused(capsys, *arguments[:-1], "--force", "--guidance", "3.5")
+    assert "it was made with guidance" in said and "not 3.5" in said
+
+
+@pytest.mark.parametrize(("steps", "warned"), [("50", False), ("400", True)])
+def test_steps_that_do_not_begin_at_noise_are_warned_of(tmp_path, dog, capsys, monkeypatch, steps, warned):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minibaret.Editor, "edit", stop)
+    main(["edit", str(dog), "a dog", "--steps", steps, "-o", str(tmp_path / "x.png")])
+    warning = "400 steps begin at timestep 799 of 999, not at noise; 333 or 500 steps do"
+    assert (warning in capsys.readouterr().err) == warned
 
 
 def test_the_command_is_there_and_says_what_it_can():

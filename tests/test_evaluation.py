@@ -1,19 +1,23 @@
 """Tasks with a right answer, pictures that do not come straight from the generator, and how an edit is scored."""
 
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from minibaret import cli
-from minibaret.evaluation import nearest, score, unchanged
+from minibaret.evaluation import Case, evaluate, mean, means, score, success, unchanged, wilson
 from minibaret.images import fit_image, psnr
+from minibaret.methods import METHODS
+from minibaret.miniature.cases import SEEDS, drawn_case
 from minibaret.miniature.training.data import attributes
 from minibaret.miniature.world import distortions
 from minibaret.miniature.world.distortions import DISTORTIONS, distort
 from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import HELD_OUT_SEEDS, MEASURED_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
-from minibaret.miniature.world.tasks import KIND_SETTINGS, KINDS, task_of
-from minibaret.settings import Settings
+from minibaret.miniature.world.tasks import KINDS, task_of
+from minibaret.pipeline import Counts
 
 SCENE = Scene(3, "cat", "sitting", "orange", "snow", "a red hat")
 PLACES = ("animal", "posture", "colour", "ground", "addition")  # of `attributes`
@@ -37,23 +41,14 @@ def test_every_value_of_an_attribute_is_asked_for(kind):
     assert len(asked) == len(task_of(kind, 0).candidates)
 
 
-def test_every_kind_has_its_settings_and_the_command_line_knows_it():
-    assert set(KIND_SETTINGS) == set(KINDS) and cli.KINDS == KINDS
-    assert tuple(DISTORTIONS) == cli.DISTORTIONS
-    for changes in KIND_SETTINGS.values():
-        Settings(**changes)
+def test_the_command_line_knows_every_kind_and_distortion():
+    assert cli.KINDS == KINDS and tuple(DISTORTIONS) == cli.DISTORTIONS
 
 
 def test_measured_scenes_are_held_out_and_not_the_ones_that_settings_were_chosen_by():
     assert not {*MEASURED_SEEDS} & {*TRAINING_SEEDS, *SWEEP_SEEDS, *HELD_OUT_SEEDS[:40]}
     assert {*MEASURED_SEEDS} < {*HELD_OUT_SEEDS}
-
-
-def test_the_shipped_weights_edit(editor):
-    """The first posture edit of the sweep's scenes at the shipped defaults, some dB below what it gives."""
-    scores, _ = score(editor, editor.settings(), task_of("posture", SWEEP_SEEDS[0]))
-    assert scores["success"] == 1
-    assert scores["background_psnr"] > 22 and scores["answer_psnr"] > 17 and scores["reconstruction_psnr"] > 31
+    assert SEEDS == {"held-out": MEASURED_SEEDS, "sweep": SWEEP_SEEDS}
 
 
 @pytest.mark.parametrize("name", DISTORTIONS)
@@ -84,78 +79,123 @@ def test_what_each_distortion_does():
 
 
 @pytest.mark.parametrize("name", [None, *DISTORTIONS])
-def test_the_right_answer_is_nearest_to_itself_and_the_background_is_where_it_equals_the_input(name):
+def test_a_drawn_case_is_the_scene_and_its_right_answer_drawn_alike(name):
     for kind in KINDS:
-        task = task_of(kind, 9)
-        answers = {s: fit_image(distort(render(s), name, 9), (128, 128), "stretch") for s in task.candidates}
-        for scene, picture in answers.items():
-            assert nearest(picture, answers) == scene
-        where = unchanged(answers[task.before], answers[task.after])
+        task, case = task_of(kind, 9), drawn_case(kind, 9, 128, name)
+        assert case.image.tobytes() == distort(render(task.before), name, 9).tobytes()
+        assert case.answer.tobytes() == distort(render(task.after), name, 9).tobytes()
+        assert (case.source_prompt, case.prompt) == (task.before.caption(), task.after.caption())
+        assert len(case.answers) == len(task.candidates)  # no two have the same caption
+        case = case.fitted((128, 128))
+        assert {picture.size for picture in (case.image, *case.answers.values())} == {(128, 128)}
+        for prompt, picture in case.answers.items():
+            assert success(case, picture) == (prompt == case.prompt)
+        where = unchanged(case.image, case.answer)
         assert 0.05 < where.mean() < 1
-        assert psnr(answers[task.before], answers[task.after], where) > 100
-        assert psnr(answers[task.before], answers[task.after]) < 60
+        assert psnr(case.image, case.answer, where) > 100 > psnr(case.image, case.answer)
+
+
+def test_a_metric_is_what_its_name_says():
+    """Two grey pixels and a white one that becomes black: the picture misses by 10, 20 and 30 of 255."""
+    before, after, other = (
+        Image.fromarray(np.uint8([[[v] * 3 for v in row]])) for row in ([9, 9, 255], [9, 9, 0], [9, 9, 70])
+    )
+    picture = Image.fromarray(np.uint8([[[v] * 3 for v in (19, 29, 30)]]))
+    case = Case(before, "black", "white", {"white": before, "black": after, "grey": other})
+    editor = Stub(picture, picture)
+    scores, _ = score(editor, case)
+    assert scores["background_psnr"] == pytest.approx(10 * math.log10(255**2 / ((10**2 + 20**2) / 2)))
+    assert scores["answer_psnr"] == pytest.approx(10 * math.log10(255**2 / ((10**2 + 20**2 + 30**2) / 3)))
+    assert scores["success"] is True
+    assert score(Stub(Image.fromarray(np.uint8([[[v] * 3 for v in (9, 9, 60)]]))), case)[0]["success"] is False
 
 
 class Stub:
-    """An editor that gives back a prepared picture, and whose VAE loses nothing."""
+    """An editor that gives back prepared pictures, and whose VAE makes everything brighter by two."""
 
-    def __init__(self, answer=None):
-        self.answer, self.config = answer, type("Config", (), {"image_size": 128})
+    def __init__(self, edited=None, reconstruction=None):
+        self.edited, self.reconstruction, self.asked, self.sd = edited, reconstruction, [], self
 
-    def edit(self, image, text, settings, *, fit, pictures, inversion):
-        self.text, self.given = text, image
-        found = fit_image(image, (128, 128), fit)
-        record = type("Record", (), {"iterations": [2, 3]})
-        made = {"image": self.answer or found, "input": found, "reconstruction": found, "transition": None}
-        return type("Result", (), {**made, "record": record})
+    def edit(self, image, prompt, method, **options):
+        self.asked.append((image, prompt, method, options))
+        found = fit_image(image, (128, 128), options["fit"]) if image.width > 3 else image
+        images = {"edit": self.edited or found}
+        if self.reconstruction:
+            images["reconstruction"] = self.reconstruction
+        return Result(found, images)
 
     def encode(self, picture):
         return picture
 
     def decode(self, picture):
-        return picture
+        return Image.fromarray((np.asarray(picture).astype(int) + 2).clip(0, 255).astype(np.uint8))
+
+
+class Result:
+    tuned, seconds, counts = (), {"encode": 1.0, "edit": 2.5}, Counts(10, 3)
+
+    def __init__(self, given, images):
+        self.input, self.images, self.image = given, images, images["edit"]
+
+    @property
+    def reconstruction_psnr(self):
+        return psnr(self.images["reconstruction"], self.input) if "reconstruction" in self.images else None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_right_edit_succeeds_and_one_that_does_nothing_fails(kind):
-    task = task_of(kind, 4)
-    lazy, right = Stub(), Stub(render(task.after))
-    scores, pictures = score(lazy, Settings(), task)
-    assert scores["success"] == 0 and scores["background_psnr"] > 100 > scores["answer_psnr"]
-    assert scores["inner_iterations"] == 5
-    assert lazy.text == task.after.caption() and lazy.given.tobytes() == render(task.before).tobytes()
-    assert pictures[0].tobytes() == lazy.given.tobytes() and pictures[4].tobytes() == render(task.after).tobytes()
-    scores, _ = score(right, Settings(), task)
-    assert scores["success"] == 1 and scores["background_psnr"] > 100
+    case = drawn_case(kind, 4, 128)
+    lazy, _ = score(Stub(), case)
+    assert lazy["success"] is False and lazy["background_psnr"] > 100 > lazy["answer_psnr"]
+    assert lazy["vae_psnr"] == pytest.approx(20 * math.log10(255 / 2), abs=0.2)
+    assert lazy["seconds"] == 3.5 and (lazy["row_forwards"], lazy["gradient_passes"]) == (10, 3)
+    assert "reconstruction_psnr" not in lazy and "inner_iterations" not in lazy
+    right, _ = score(Stub(case.answer), case)
+    assert right["success"] is True and right["background_psnr"] > 100
 
 
-def test_the_reconstruction_is_compared_with_the_vaes_and_that_one_with_the_input():
-    def brighter(picture: Image.Image, by: int) -> Image.Image:
-        return Image.fromarray((np.asarray(picture).astype(int) + by).clip(0, 255).astype(np.uint8))
-
-    class Lossy(Stub):
-        def edit(self, *arguments, **options):
-            result = super().edit(*arguments, **options)
-            result.reconstruction = brighter(result.input, -4)
-            return result
-
-        def decode(self, picture):
-            return brighter(picture, 2)
-
-    task = task_of("posture", 4)
-    given = render(task.before)
-    scores, _ = score(Lossy(), Settings(), task)
-    assert scores["vae_psnr"] == pytest.approx(psnr(brighter(given, 2), given))
-    assert scores["reconstruction_psnr"] == pytest.approx(psnr(brighter(given, -4), brighter(given, 2)))
-    assert abs(scores["vae_psnr"] - scores["reconstruction_psnr"]) > 5
+def test_a_case_is_edited_as_it_was_asked_for():
+    editor, case = Stub(), drawn_case("posture", 4, 128, "400x300")
+    score(editor, case, "baret", {"guidance": 3.0}, preset="paper")
+    image, prompt, method, options = editor.asked[0]
+    assert image is case.image and (prompt, method) == (case.prompt, "baret")
+    assert options["source_prompt"] == case.source_prompt and options["fit"] == "stretch"
+    assert options["guidance"] == 3.0 and options["preset"] == "paper"
 
 
-@pytest.mark.parametrize("name", DISTORTIONS)
-def test_a_distorted_picture_is_compared_with_answers_distorted_alike(name):
-    task = task_of("posture", 4)
-    answer = fit_image(distort(render(task.after), name, 4), (128, 128), "stretch")
-    editor = Stub(answer)
-    scores, pictures = score(editor, Settings(), task, name)
-    assert editor.given.tobytes() == distort(render(task.before), name, 4).tobytes()
-    assert scores["success"] == 1 and scores["answer_psnr"] > 100 and scores["background_psnr"] > 100
-    assert pictures[4].tobytes() == answer.tobytes()
+def test_a_sheet_shows_the_first_twelve_with_every_branch():
+    cases = [drawn_case("posture", seed, 128) for seed in range(13)]
+    editor = Stub(reconstruction=cases[0].image)
+    scores, sheet = evaluate(editor, cases, "baret")
+    assert len(scores) == 13 and [options["pictures"] for *_, options in editor.asked] == ["all"] * 12 + [()]
+    assert sheet.size[0] == 8 + 4 * (128 + 8) and sheet.size[1] > 8 + 12 * (128 + 8)
+    shown = np.asarray(sheet)[8 : 8 + 128, 8 : 8 + 128]
+    assert np.array_equal(shown, np.asarray(cases[0].image))
+    assert evaluate(editor, cases[:1], sheet=False)[1] is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_scored(name, small):
+    knobs = {"steps": 2}
+    scores, _ = score(small, drawn_case("colour", 3, 32), name, knobs)
+    assert {"success", "background_psnr", "answer_psnr", "vae_psnr", "seconds"} <= scores.keys()
+    assert scores["row_forwards"] > 0
+
+
+@pytest.mark.parametrize("right, cases, low, high", [(20, 40, 0.352, 0.648), (24, 24, 0.862, 1.0), (0, 10, 0.0, 0.278)])
+def test_the_interval_of_a_share_is_wilsons(right, cases, low, high):
+    found = mean([True] * right + [False] * (cases - right))
+    assert found == wilson(right, cases) and found.value == right / cases and found.cases == cases
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_the_interval_of_a_mean_is_nearly_the_normal_one():
+    values = np.random.default_rng(1).normal(20.0, 3.0, 400)
+    found, half = mean(values.tolist()), 1.96 * values.std() / 400**0.5
+    assert found.value == pytest.approx(values.mean()) and found == mean(values.tolist())
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.04)
+
+
+def test_means_are_of_what_every_case_has():
+    found = means([{"success": True, "seconds": 1.0, "inner_iterations": 3}, {"success": False, "seconds": 2.0}])
+    assert {name: figure.value for name, figure in found.items()} == {"success": 0.5, "seconds": 1.5}

@@ -1,10 +1,13 @@
+import io
 import struct
+import warnings
 import zlib
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageCms, ImageOps
 
 from minibaret.errors import InputError
 from minibaret.images import (
@@ -33,6 +36,17 @@ def colours(image: Image.Image) -> list[tuple]:
     return [image.getpixel(place) for place in ((0, 0), (width - 1, 0), (0, height - 1))]
 
 
+def png(width, height, bits, colour, rows=b"", transparent=b"") -> bytes:
+    """A PNG, chunk by chunk; colour: 0 grey, 2 RGB."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    clear = chunk(b"tRNS", transparent) if transparent else b""
+    return b"\x89PNG\r\n\x1a\n" + header + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 MODES = {
     "png": ("RGB", "P", "RGBA"),
     "webp": ("RGB", "RGBA"),
@@ -57,6 +71,91 @@ def test_grey_and_sixteen_bits(tmp_path):
     assert np.asarray(read_image(tmp_path / "deep.png"))[..., 0].tolist() == [[0, 255], [128, 1]]
     Image.fromarray(np.array([[0, 255], [128, 1]], np.uint8)).save(tmp_path / "grey.png")
     assert np.asarray(read_image(tmp_path / "grey.png"))[..., 2].tolist() == [[0, 255], [128, 1]]
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        (png(3, 1, 16, 0, struct.pack(">B3H", 0, 0, 300, 65535), struct.pack(">H", 0)), [255, 1, 255]),
+        (png(3, 1, 16, 0, struct.pack(">B3H", 0, 0, 300, 301), struct.pack(">H", 300)), [0, 255, 1]),
+        (png(2, 1, 16, 2, struct.pack(">B6H", 0, *[9] * 3, *[771] * 3), struct.pack(">3H", *[771] * 3)), [0, 255]),
+    ],
+)
+def test_a_transparent_colour_of_sixteen_bits(made, wanted):
+    assert np.asarray(read_image(made))[0, :, 1].tolist() == wanted
+
+
+def test_floating_point_pictures_whose_white_is_known():
+    values = np.array([[0, 0.5, 1]], np.float32)
+    for scale in (1, 255):
+        assert np.asarray(read_image(Image.fromarray(values * scale)))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.array([[0.5, np.nan]], np.float32), "finite numbers was wanted, got one with NaN or infinity"),
+        (np.array([[0.5, np.inf]], np.float32), "finite numbers was wanted, got one with NaN or infinity"),
+        (np.array([[-0.5, 1]], np.float32), "from 0 to 1, or to 255, was wanted, got them from -0.5 to 1"),
+        (np.array([[0, 4000]], np.float32), "from 0 to 1, or to 255, was wanted, got them from 0 to 4000"),
+        (np.array([[0, 255]], np.int32), "8 or 16 bits a channel was wanted, got one of 32-bit integers"),
+        (np.array([[0, 2**31 - 1]], np.int32), "8 or 16 bits a channel was wanted, got one of 32-bit integers"),
+    ],
+)
+def test_a_picture_whose_white_is_not_known_is_refused(tmp_path, values, said):
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    with pytest.raises(InputError, match=said):
+        read_image(tmp_path / "grey.tif")
+
+
+def profile(swapped: bool = False, grey: bool = False) -> bytes:
+    """sRGB's profile; with red and green taking each other's place; or that of a linear grey."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = data.index(b"rXYZ", 128), data.index(b"gXYZ", 128)
+    if swapped:
+        data[red : red + 4], data[green : green + 4] = b"gXYZ", b"rXYZ"
+    if grey:
+        curve = data.index(b"rTRC", 128)
+        place = int.from_bytes(data[curve + 4 : curve + 8])
+        data[16:20], data[curve : curve + 4], data[place : place + 12] = b"GRAY", b"kTRC", b"curv" + bytes(8)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+def test_colours_are_brought_from_the_pictures_profile_to_srgb(tmp_path, suffix):
+    path = tmp_path / f"wide.{suffix}"
+    Image.new("RGB", (8, 8), (200, 50, 90)).save(path, icc_profile=profile(swapped=True), quality=100)
+    read = read_image(path)
+    assert np.abs(np.subtract(read.getpixel((4, 4)), (50, 200, 90))).max() <= 3
+    assert read.info == {"colours": "colours converted to sRGB from sRGB built-in"}  # what Pillow calls its profile
+    for fit in ("crop", "pad", "stretch"):
+        assert fit_image(read, (6, 4), fit).info == read.info
+
+
+def test_profiles_of_pictures_with_alpha_palette_or_grey_alone():
+    clear = Image.new("RGBA", (2, 1), (200, 50, 90, 255))
+    clear.putpixel((1, 0), (200, 50, 90, 0))
+    clear.info["icc_profile"] = profile(swapped=True)
+    assert np.abs(np.subtract(np.asarray(to_rgb(clear))[0], [(50, 200, 90), (255, 255, 255)])).max() <= 3
+    palette = Image.new("RGB", (2, 2), (200, 50, 90)).convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.info["icc_profile"] = profile(swapped=True)
+    assert np.abs(np.subtract(to_rgb(palette).getpixel((0, 0)), (50, 200, 90))).max() <= 3
+    grey = Image.new("LA", (2, 2), (128, 255))
+    grey.info["icc_profile"] = profile(grey=True)
+    assert abs(to_rgb(grey).getpixel((0, 0))[0] - 188) <= 1  # 255 · 0.502^(1/2.4)…: sRGB's curve
+
+
+def test_a_profile_that_changes_nothing_or_cannot_be_used():
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    for data, said in (
+        (profile(), {}),
+        (b"no profile", {"colours": "a colour profile that could not be used was ignored"}),
+        (profile(grey=True), {"colours": "a colour profile that could not be used was ignored"}),
+    ):
+        picture = noise.copy()
+        picture.info["icc_profile"] = data
+        read = to_rgb(picture)
+        assert np.array_equal(read, noise) and read.info == said
 
 
 def test_alpha_lies_on_white(tmp_path):
@@ -92,12 +191,7 @@ def test_animations_give_their_first_frame(tmp_path):
 
 def bomb(path):
     """A PNG that claims 60000 × 60000 pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b""))
+    path.write_bytes(png(60000, 60000, 8, 2, bytes(999)))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +202,7 @@ def bomb(path):
         (lambda path: path.write_text("hello"), "is not a picture"),
         (lambda path: path.write_bytes(b""), "is not a picture"),
         (bomb, "would unpack to more than"),
+        (lambda path: path.symlink_to("gone.png"), "bad.png is a link to gone.png, which is not there"),
     ],
 )
 def test_bad_files_are_refused_in_a_sentence(tmp_path, make, said):
@@ -159,18 +254,86 @@ def test_psnr_is_in_decibels_and_may_be_masked():
     assert psnr(black, grey, np.array([[False, True]])) == pytest.approx(20 * np.log10(5))
 
 
+def test_what_people_pass_for_a_picture(tmp_path):
+    picture = Image.effect_noise((6, 4), 90).convert("RGB")
+    picture.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    with open(tmp_path / "a.png", "rb") as file:
+        for source in (tmp_path / "a.png", str(tmp_path / "a.png"), data, bytearray(data), io.BytesIO(data), file):
+            assert np.array_equal(read_image(source), picture)
+    values = np.asarray(picture)
+    assert np.array_equal(read_image(values[:, ::-1]), values[:, ::-1])
+    assert np.array_equal(read_image(values[..., :1]), read_image(values[..., 0]))
+    assert np.array_equal(read_image(np.dstack([values, np.full((4, 6), 255, np.uint8)])), picture)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (None, "as a path, bytes, .* got NoneType"),
+        (torch.zeros(3, 8, 8), "as a path, bytes, .* got Tensor"),
+        (["dog.png"], "as a path, bytes, .* got list"),
+        (io.StringIO("dog"), "got a file opened as text"),
+        (b"", "the picture is not a picture that Pillow can read"),
+        (np.zeros((8, 8, 3)), r"must be uint8 .*, got float64 of shape \(8, 8, 3\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"must be uint8 .*, got uint8 of shape \(3, 8, 8\)"),
+        (np.zeros(8, np.uint8), r"must be uint8 .*, got uint8 of shape \(8,\)"),
+        (np.zeros((0, 8, 3), np.uint8), "a picture with pixels was wanted"),
+        (Image.new("RGB", (0, 3)), "a picture with pixels was wanted, got one of 0×3"),
+    ],
+)
+def test_what_is_no_picture_is_refused(source, said):
+    with pytest.raises(InputError, match=said):
+        read_image(source)
+
+
+def test_threads_that_read_pictures_leave_the_warnings_as_they_were(tmp_path):
+    picture = Image.effect_noise((64, 64), 90)
+    picture.save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        assert all(
+            np.array_equal(a, picture.convert("RGB")) for a in threads.map(read_image, [tmp_path / "a.png"] * 99)
+        )
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize("shape", [(300, 1), (1, 300), (5000, 3)])
+def test_narrow_pictures_fit(shape):
+    for fit in ("crop", "pad", "stretch"):
+        assert fit_image(Image.new("RGB", shape, "red"), (64, 32), fit).size == (64, 32)
+    assert (np.asarray(fit_image(Image.new("RGB", shape, "red"), (64, 32), "pad")) == (255, 0, 0)).all(-1).sum() > 31
+
+
+@pytest.mark.parametrize("shape", [(40, 10), (33, 70), (64, 32), (641, 479), (7, 90)])
+def test_padding_is_pillows(shape):
+    picture = Image.effect_noise(shape, 90).convert("RGB")
+    for size in ((64, 64), (96, 32), (128, 160)):
+        assert np.array_equal(fit_image(picture, size, "pad"), ImageOps.pad(picture, size, 1, color="white"))
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "out.png"
     path.write_bytes(b"old")
 
     def fail(self, target, *_, **__):
-        Path(target).write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="disk full"):
         write_image(halves(), path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("suffix", "longest"), [(".webp", 16_383), (".jpg", 65_500)])
+def test_a_picture_that_its_kind_of_file_cannot_hold_is_refused_before_the_work(tmp_path, suffix, longest):
+    path = tmp_path / f"long{suffix}"
+    check_writable(path, False, (longest, 1))
+    write_image(Image.new("RGB", (longest, 1)), path)
+    assert read_image(path).size == (longest, 1)
+    with pytest.raises(InputError, match=rf"holds at most {longest:,} pixels a side, not 4×{longest + 1}"):
+        check_writable(tmp_path / f"longer{suffix}", False, (4, longest + 1))
 
 
 def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path):

@@ -1,6 +1,7 @@
 """Every layout of the same random weights gives the same parameters, bit for bit; the names are the real files'."""
 
 import collections
+import json
 import subprocess
 import sys
 
@@ -18,8 +19,9 @@ from checkpoints import (
     write_minibaret,
     write_single,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from minibaret.errors import InputError
 from minibaret.models.configs import SD15
 from minibaret.models.text_encoder import TextEncoder
 from minibaret.models.unet import UNet
@@ -85,7 +87,35 @@ def test_single_file_with_moving_averages_gives_these(tmp_path, weights):
     path = write_single(tmp_path / "v1-5-pruned.safetensors", ldm_tensors(weights, ema=True))
     assert same(load_model(path, sizes=TINY), weights)
     report = "\n".join(inspect(path, sizes=TINY))
-    assert "EMA" in report and f"{686 + 15} tensors" in report
+    assert "the UNet is the moving average (EMA)" in report and f"{686 + 15} tensors" in report
+    trained = {name: value + 1 for name, value in weights["unet"].items()}
+    assert same(load_model(path, variant="non_ema", sizes=TINY), {**weights, "unet": trained})
+    report = "\n".join(inspect(path, "non_ema", sizes=TINY))
+    assert "the UNet is the weights in training" in report and f"{686 + 15} tensors" in report
+
+
+EXTRAS = {  # of merges and fine-tunes, and none of them a weight of the three networks
+    "cond_stage_model.logit_scale": torch.tensor(4.6),
+    "cond_stage_model.text_projection": torch.zeros(24, 24),
+    "cond_stage_model.transformer.logit_scale": torch.tensor(4.6),
+    "cond_stage_model.transformer.text_projection.weight": torch.zeros(24, 24),
+    "embedding_manager.embedder.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+    "first_stage_model.loss.logvar": torch.zeros(1),
+    "first_stage_model.loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1, 64, 1, 1),
+    "scale_factor": torch.tensor(0.18215),
+    "lvlb_weights": torch.zeros(1000),
+    "logvar": torch.zeros(1000),
+    "ddim_alphas_prev": torch.zeros(50),
+    "denoiser.log_sigmas": torch.zeros(1000),
+    "global_step": torch.zeros(1, dtype=torch.int64),
+}
+
+
+def test_what_merges_carry_beside_the_weights_is_dropped_and_said(tmp_path, weights, ldm):
+    path = write_single(tmp_path / "merge.safetensors", {**ldm, **EXTRAS})
+    assert same(load_model(path, sizes=TINY), weights)
+    report = "\n".join(inspect(path, sizes=TINY))
+    assert f"{15 + len(EXTRAS)} tensors" in report and all(name in report for name in EXTRAS)
 
 
 @pytest.mark.parametrize("options", [{"text_model": False}, {"matrices": True}])
@@ -109,6 +139,85 @@ def test_sharded_hugging_face_folder(tmp_path, weights):
     assert same(load_model(tmp_path, sizes=TINY), weights)
     chosen = load_model(tmp_path, dtype=torch.float16, variant="fp16", sizes=TINY)
     assert same(chosen, random_weights(TINY, 1), torch.float16)
+
+
+def test_the_index_decides_which_shard_a_tensor_is_in(tmp_path, weights):
+    write_hugging_face(tmp_path, weights, shards=3)
+    files = sorted((tmp_path / "unet").glob("*-of-*"))
+    first, last = load_file(files[0]), load_file(files[2])
+    for file, tensors, more in ((files[0], first, last), (files[2], last, first)):  # stale, before and after the right
+        save_file(tensors | {name: value + 1 for name, value in list(more.items())[:5]}, file)
+    write_configs(tmp_path, TINY)
+    assert same(load_model(tmp_path, sizes=TINY), weights)
+    save_file({**load_file(files[1]), "stray": torch.zeros(1)}, files[1])
+    with pytest.raises(InputError, match="its shards disagree about tensor stray"):
+        load_model(tmp_path, sizes=TINY)
+
+
+UNET, VAE_CONFIG, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+def with_config(folder, file: str, changes: dict):
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        (UNET, {"attention_head_dim": [2, 2, 2, 2]}),
+        (UNET, {"attention_head_dim": None, "num_attention_heads": 2}),
+        (UNET, {"attention_head_dim": [2] * 4, "num_attention_heads": [2] * 4}),
+        (UNET, {"act_fn": "swish", "norm_eps": 0.00001, "freq_shift": 0.0, "layers_per_block": [2, 2, 2, 2]}),
+        (UNET, {"use_linear_projection": True, "upcast_attention": True, "sample_size": 96, "dropout": 0.1}),
+        (UNET, {"transformer_layers_per_block": [1] * 4, "only_cross_attention": [False] * 4, "an_unknown_one": 5}),
+        (VAE_CONFIG, {"force_upcast": True, "scaling_factor": 0.18215, "latents_mean": None, "act_fn": "silu"}),
+        (TEXT, {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-05, "projection_dim": 512, "dropout": 0.1}),
+        (SCHEDULER, {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace", "trained_betas": None}),
+        (SCHEDULER, {"clip_sample": False, "rescale_betas_zero_snr": False, "num_train_timesteps": 1000}),
+    ],
+)
+def test_settings_in_other_words(tmp_path, weights, file, changes):
+    write_hugging_face(write_configs(tmp_path, TINY), weights)
+    assert same(load_model(with_config(tmp_path, file, changes), sizes=TINY), weights)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        *[(UNET, "attention_head_dim", value) for value in (8, [2, 2, 2, 4], [], "2")],
+        (UNET, "num_attention_heads", 4),
+        (UNET, "flip_sin_to_cos", False),
+        (UNET, "freq_shift", 1),
+        (UNET, "center_input_sample", True),
+        (UNET, "act_fn", "gelu"),
+        (UNET, "norm_eps", 1e-6),
+        (UNET, "norm_num_groups", None),
+        (UNET, "resnet_time_scale_shift", "scale_shift"),
+        (UNET, "only_cross_attention", [True, False, False, False]),
+        (UNET, "class_embed_type", "timestep"),
+        (UNET, "down_block_types", ["DownBlock2D"] * 4),
+        (UNET, "block_out_channels", [16, 32, 64, 128]),
+        (VAE_CONFIG, "scaling_factor", 0.13025),
+        (VAE_CONFIG, "shift_factor", 0.1),
+        (VAE_CONFIG, "latents_mean", [0.1, 0.2, 0.3, 0.4]),
+        (VAE_CONFIG, "act_fn", "relu"),
+        (TEXT, "hidden_act", "gelu"),
+        (TEXT, "layer_norm_eps", 1e-6),
+        (TEXT, "num_hidden_layers", 11),
+        (SCHEDULER, "prediction_type", "v_prediction"),
+        (SCHEDULER, "beta_schedule", "linear"),
+        (SCHEDULER, "beta_end", 0.02),
+        (SCHEDULER, "rescale_betas_zero_snr", True),
+        (SCHEDULER, "trained_betas", [0.1] * 1000),
+    ],
+)
+def test_settings_that_mean_another_network_are_refused(tmp_path, weights, file, key, value):
+    with_config(write_hugging_face(write_configs(tmp_path, TINY), weights), file, {key: value})
+    with pytest.raises(InputError, match=rf"{file} says {key} is .*; Stable Diffusion 1\.5 has "):
+        load_model(tmp_path, sizes=TINY)
 
 
 def test_variants(tmp_path, weights):

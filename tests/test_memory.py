@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import minibaret
-from minibaret import InputError, Savings
+from minibaret import InputError, Savings, tiled_vae
 from minibaret.bench.common import peak_bytes
 from minibaret.cli import main
 from minibaret.images import to_pixels
@@ -19,7 +19,6 @@ from minibaret.inversion import ddim_invert, tune_text
 from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan
 from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import Scene
-from minibaret.models import tiled_vae
 from minibaret.models.configs import MINIATURE, SD15, VAEConfig
 from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE

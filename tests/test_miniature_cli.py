@@ -1,15 +1,14 @@
 """`python -m minibaret.miniature`, on next to no scenes, steps and hours."""
 
 import json
-import shutil
 import sys
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import pytest
 
 from minibaret.miniature import __main__ as command
-from minibaret.miniature import table
+from minibaret.miniature import networks, scoring, table
+from minibaret.miniature.world.scene import SWEEP_SEEDS
 from minibaret.weights import MINIATURE_FOLDER
 
 INSTANT = "0.000001"  # hours: one step
@@ -26,30 +25,49 @@ def run(monkeypatch, *arguments) -> int:
 
 
 @pytest.fixture
-def hasty(tmp_path) -> Path:
-    """The shipped weights, with defaults that take no time."""
-    weights = tmp_path / "weights"
-    shutil.copytree(MINIATURE_FOLDER, weights, ignore=shutil.ignore_patterns("examples", "*.png"))
-    config = json.loads((weights / "config.json").read_text())
-    config["defaults"] |= {"steps": 2, "inner_steps": 1}
-    (weights / "config.json").write_text(json.dumps(config))
-    return weights
+def hasty(monkeypatch):
+    """A table of two trials, of edits that take no time; in this process, as workers know nothing of it."""
+    short = {"steps": 2, "inner_steps": 1}
+    trials = {
+        "calibration": {"of the future": table.Trial("not there yet")},
+        "quality": {"BARET": table.Trial("baret", short)},
+        "curve": {"0": table.Trial("baret", {**short, "self_steps": 0.0})},
+    }
+    for module in (table, command):
+        monkeypatch.setattr(module, "TRIALS", trials)
+    monkeypatch.setattr(command, "CURVES", ["curve"])
+    monkeypatch.setattr(networks, "STEPS", 1)
+    monkeypatch.setattr(table, "seconds_of_an_edit", lambda _: 14.0)
+    monkeypatch.setattr(scoring, "in_workers", lambda function, jobs, _: (function(job) for job in jobs))
 
 
 def test_measure_prints_the_table_and_goes_on(hasty, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(table, "seconds_of_an_edit", lambda _: 14.0)
     kept = tmp_path / "kept.jsonl"
-    counts = ("--scenes", 1, "--edits", 1, "--distorted", 1, "--workers", 1)
-    assert run(monkeypatch, "measure", *counts, "--keep", kept, "--weights", hasty, "--json") == 0
-    first = capsys.readouterr().out.splitlines()
-    found = json.loads(first[-1])["table"]
-    assert {*table.BARS} <= {*found} and all(set(row) >= {"value", "bar", "met"} for row in found.values())
-    assert found["zero_shot_animal"]["scenes"] == found["jpeg_success"]["scenes"] == 1
-    assert len(first) == len(found) + 3 and first[-2].startswith("| a whole edit, threads: ")
+    small = ("--scenes", 1, "--edits", 2, "--points", 1, "--seeds", "sweep")
+    assert run(monkeypatch, "measure", *small, "--keep", kept, "--json") == 0
+    printed = capsys.readouterr()
+    assert "left out, for they are not there: not there yet" in printed.err
+    first = printed.out.splitlines()
+    found = json.loads(first[-1])
+    assert found["seeds"] == "sweep" and {row["part"] for row in found["rows"]} == {"networks", "quality", "curve"}
+    assert first[0] == "| networks | measured |" and any(line.startswith("| BARET | ") for line in first)
     lines = kept.read_text()
-    assert len(lines.splitlines()) == 1 + 5 + 6
-    assert run(monkeypatch, "measure", *counts, "--keep", kept, "--weights", hasty, "--json") == 0
+    seeds = [list(json.loads(line)["of"].values()) for line in lines.splitlines()]
+    assert len(seeds) == 1 + 2 + 1 and {seed for line in seeds for seed in line if isinstance(seed, int)} == {
+        *SWEEP_SEEDS[:2]
+    }
+    assert run(monkeypatch, "measure", *small, "--keep", kept, "--json") == 0
     assert capsys.readouterr().out.splitlines() == first and kept.read_text() == lines
+
+
+def test_pictures_are_drawn_by_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "curves.json").write_text(
+        json.dumps({"vae": {"1": [{"pictures": n, "seconds": n, "loss": 1 / n, "psnr": n} for n in (10, 20)]}})
+    )
+    assert run(monkeypatch, "pictures", "curves", "--weights", tmp_path, "--folder", tmp_path) == 0
+    assert [path.name for path in tmp_path.glob("*.png")] == ["curves.png"]
+    assert run(monkeypatch, "pictures", "portrait", "--folder", tmp_path) == 2
+    assert "a picture must be one of samples, edits" in capsys.readouterr().err
 
 
 def test_training_leaves_a_folder_that_edits(tmp_path, monkeypatch, capsys):
@@ -64,16 +82,16 @@ def test_training_leaves_a_folder_that_edits(tmp_path, monkeypatch, capsys):
     assert "holds a unet" in capsys.readouterr().err
     assert run(monkeypatch, "train", "vae", *once, "--weights", tmp_path / "other") == 0
     assert (tmp_path / "runs" / "vae-000001.png").exists() and (tmp_path / "other" / "vae.safetensors").exists()
-    assert run(monkeypatch, "curves", "-o", tmp_path / "curves.png") == 2  # a step is too few for the log
-    assert "no training log" in capsys.readouterr().err
+    drawn = run(monkeypatch, "pictures", "curves", "--runs", "runs", "--weights", weights, "--folder", tmp_path)
+    assert drawn == 2 and "no training log" in capsys.readouterr().err  # a step is too few for the log
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("measure", "--edits", "2", "--distorted", "3"), "--distorted must be at most --edits, got 3 and 2"),
+        (("measure", "--scenes", "0"), "a whole number, at least 1, was wanted, got '0'"),
         (("measure", "--weights", "nowhere"), "nowhere"),
-        (("sweep", "--scenes", "none"), "a whole number, at least 1"),
+        (("measure", "--edits", "none"), "a whole number, at least 0"),
         (("train", "unet", "--hours", "1", "--start", "nowhere"), "no folder nowhere"),
     ],
 )
@@ -93,12 +111,13 @@ def test_a_worker_that_is_killed_is_said(monkeypatch, capsys):
     assert "a worker process was killed, probably because memory ran out; with --keep FILE" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["sweep", "curves"])
-def test_what_is_kept_and_damaged_is_said(name, hasty, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    (hasty / f"{name}.json").write_text('[{"weights": ')
-    assert run(monkeypatch, name, "--weights", hasty) == 2
-    assert f"{name}.json is damaged: JSON was wanted there" in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "file"), [("trade-offs", "measured.json"), ("curves", "curves.json")])
+def test_what_is_kept_and_damaged_or_missing_is_said(name, file, monkeypatch, capsys, tmp_path):
+    drawing = ("pictures", name, "--weights", tmp_path, "--folder", tmp_path)
+    assert run(monkeypatch, *drawing) == 2 and file in capsys.readouterr().err
+    (tmp_path / file).write_text('[{"weights": ')
+    assert run(monkeypatch, *drawing) == 2
+    assert f"{file} is damaged: JSON was wanted there" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):

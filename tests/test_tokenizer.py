@@ -1,6 +1,7 @@
 """The tokenizer against transformers' CLIP tokenizer, and its three kinds of file against one another."""
 
 import gzip
+import html
 import json
 import random
 
@@ -46,13 +47,20 @@ def theirs(merges):
     return transformers.CLIPTokenizer(vocab=vocabulary(merges), merges=merges)
 
 
+def meant(text: str) -> str:
+    """What the texts above mean with straight quotes and so on; transformers takes them as they are."""
+    for typed, plain in {**dict.fromkeys("‘’", "'"), **dict.fromkeys("“”", '"'), "ﬁ": "fi", "&amp;": "&"}.items():
+        text = text.replace(typed, plain)
+    return text
+
+
 def test_id_for_id_against_transformers(merges, theirs):
     ours = ClipTokenizer(merges)
     texts = WRITTEN + made_up(400)
     longest = 0
     for text in texts:
-        wanted = theirs(text, padding="max_length", max_length=77, truncation=True).input_ids
-        untruncated = theirs(text).input_ids
+        wanted = theirs(meant(text), padding="max_length", max_length=77, truncation=True).input_ids
+        untruncated = theirs(meant(text)).input_ids
         if len(untruncated) <= 77:
             assert ours(text) == wanted, repr(text)
         else:
@@ -61,6 +69,39 @@ def test_id_for_id_against_transformers(merges, theirs):
         longest = max(longest, len(untruncated))
     assert len(texts) > 400 and len(merges) > 500
     assert sum(len(piece) > 5 for text in texts for piece in ours.tokens(text)) > 20  # merges are at work
+
+
+TYPED = {  # as phones, word processors and web pages have it; and what was trained on
+    "the dog’s ‘hat’, it’s “red”": """the dog's 'hat', it's "red\"""",
+    "‚low‛ „low‟ ʼn ŉ": """'low' "low" 'n 'n""",
+    "ＡＢＣ １２３！　ﾊﾝｶｸ ｶﾞ": "ABC 123! ハンカク ガ",
+    "ﬁne ﬂower aﬀair oﬃce ǆ Ĳ ﬅ ﬆ": "fine flower affair office dž IJ ſt st",
+    "R&amp;B &lt;b&gt; caf&eacute; &#39;n&#x27; &rsquo;s": """R&B <b> café 'n' 's""",
+    "&amp;amp; &amp;lt;": "& <",
+    "<b>it&#39;s &amp;amp; R&amp;B</b>": "<b>it's & R&B</b>",
+    "AT&T fish & chips ½ ² Ⅷ …": "AT&T fish & chips ½ ² Ⅷ …",
+}
+
+
+@pytest.mark.parametrize(("typed", "plain"), TYPED.items())
+def test_quotes_and_the_like_are_straightened_as_by_the_original(merges, theirs, typed, plain):
+    tokenizer = ClipTokenizer(merges)
+    assert tokenizer(typed) == tokenizer(plain) == theirs(plain, padding="max_length", max_length=77).input_ids
+    assert tokenizer.tokens(typed) == tokenizer.tokens(plain)
+
+
+@pytest.mark.parametrize("typed", [*TYPED, *(text for text in WRITTEN if text.isprintable())])
+def test_the_original_tokenizers_cleaning_gives_the_same_ids(merges, theirs, typed):
+    """clip/simple_tokenizer.py: ftfy, HTML entities twice, and then what transformers does too."""
+    ftfy = pytest.importorskip("ftfy", reason="compares with the library that the original tokenizer calls")
+    cleaned = html.unescape(html.unescape(ftfy.fix_text(typed))).strip()
+    assert ClipTokenizer(merges)(typed) == theirs(cleaned, padding="max_length", max_length=77).input_ids
+
+
+def test_what_does_not_fit_is_said_as_it_was_read():
+    tokenizer = ClipTokenizer([])
+    with pytest.raises(TextTooLong, match=r"76 tokens and at most 75 fit; these words do not: \"'\""):
+        tokenizer("’ " * 76)
 
 
 def test_padding_is_the_end_token_and_the_full_vocabulary_has_its_size():

@@ -14,8 +14,12 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
+from ..files import absent, read_json
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")  # could run code when opened, so they never are
+LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
+MOST_VALUES = 1_000_000  # in a header; Stable Diffusion 1.5's has six thousand
+NAME_SHOWN = 300  # letters of a name out of a file
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -69,7 +73,7 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises InputError where a file is missing, a pickle, not safetensors or cut short.
     """
     if not path.is_file():
-        raise InputError(f"there is no file {path}")
+        raise InputError(absent(path))
     return _open_shards(path) if path.name.endswith(".json") else open_file(path)
 
 
@@ -96,27 +100,45 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
     header_end = 8 + int.from_bytes(pages[:8], "little")
     if pages[8:9] != b"{":
         raise InputError(f"{path} is not a safetensors file: {_looks_like(pages[:64])}")
+    if header_end > LONGEST_HEADER + 8:
+        said = f"its header would have {header_end - 8:,} bytes, and at most {LONGEST_HEADER:,} are allowed"
+        raise InputError(f"{path} is not a safetensors file: {said}")
     if header_end > size:
         raise InputError(f"{path} is cut short: its header alone wants {header_end:,} bytes, the file has {size:,}")
     try:
-        header = json.loads(pages[8:header_end])
-        header.pop("__metadata__", None)
-        tensors = {name: _stored(path, name, entry, header_end, pages) for name, entry in header.items()}
+        tensors = {
+            name: _stored(path, name, entry, header_end, pages)
+            for name, entry in _parse(pages[8:header_end]).items()
+            if name != "__metadata__"
+        }
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not a safetensors file: its header does not parse ({error!r})") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        said = shown(f"{type(error).__name__}: {error}")
+        raise InputError(f"{path} is not a safetensors file: its header does not parse ({said})") from None
     _check_places(path, tensors, header_end, size)
     return tensors
 
 
+def _parse(header: bytes) -> dict:
+    """Raises ValueError or RecursionError for what is no JSON, or so much of it that reading it takes gigabytes."""
+    if header.count(b",") > MOST_VALUES:
+        raise ValueError(f"it lists more than {MOST_VALUES:,} values")
+    return json.loads(header)
+
+
 def _stored(path: Path, name: str, entry: dict, header_end: int, pages: mmap.mmap) -> StoredTensor:
+    name.encode()  # a lone surrogate, which JSON can spell and no file can hold, raises a ValueError
     if entry["dtype"] not in DTYPES:
-        raise InputError(f"{path}: tensor {name} has dtype {entry['dtype']!r}, which minibaret cannot read")
-    begin, end = entry["data_offsets"]
-    tensor = StoredTensor(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), header_end + begin, pages)
-    if end - begin != math.prod(tensor.shape) * tensor.dtype.itemsize or min(begin, *tensor.shape, 0) < 0:
-        raise ValueError(f"{name} of shape {tensor.shape} cannot lie in bytes {begin} to {end}")
+        raise InputError(
+            f"{path}: tensor {shown(name)} has dtype {shown(str(entry['dtype']))!r}, which minibaret cannot read"
+        )
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if len(shape) > 64 or not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
+        raise ValueError(f"{shown(name)} has a shape or data_offsets that no tensor has")
+    tensor = StoredTensor(path, name, DTYPES[entry["dtype"]], tuple(shape), header_end + begin, pages)
+    if end - begin != math.prod(tensor.shape) * tensor.dtype.itemsize:
+        raise ValueError(f"{shown(name)} of shape {shown(str(shape))} cannot lie in bytes {begin} to {end}")
     return tensor
 
 
@@ -125,7 +147,8 @@ def _check_places(path: Path, tensors: dict[str, StoredTensor], header_end: int,
     place = header_end
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, math.prod(tensor.shape))):
         if tensor.begin != place:
-            raise InputError(f"{path} is damaged: tensor {tensor.key} begins at byte {tensor.begin:,}, not {place:,}")
+            said = f"tensor {shown(tensor.key)} begins at byte {tensor.begin:,}, not {place:,}"
+            raise InputError(f"{path} is damaged: {said}")
         place += math.prod(tensor.shape) * tensor.dtype.itemsize
     if place > size:
         raise InputError(f"{path} is cut short: its header wants {place:,} bytes, the file has {size:,}")
@@ -134,20 +157,27 @@ def _check_places(path: Path, tensors: dict[str, StoredTensor], header_end: int,
 
 
 def _open_shards(index: Path) -> dict[str, StoredTensor]:
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(places.values()))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f'{index} is not an index of shards: JSON with a "weight_map" was wanted') from None
+    """Of each shard, the tensors that the index says are in it."""
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f'{index} is not an index of shards: JSON with a "weight_map" of file names was wanted')
     tensors: dict[str, StoredTensor] = {}
-    for name in names:
-        shard = index.parent / name
-        if Path(name).name != name or not shard.is_file():
-            raise InputError(f"{index} lists the shard {name}, which is not beside it")
-        tensors |= open_file(shard)
+    beside = {path.name: path for path in index.parent.iterdir()}
+    for name in sorted(set(places.values())):
+        if name not in beside:
+            raise InputError(f"{index} lists the shard {shown(name)}, which is not beside it")
+        found = open_tensors(beside[name])
+        tensors |= {key: tensor for key, tensor in found.items() if places.get(key, name) == name}
     for key in sorted(places.keys() ^ tensors.keys()):
-        raise InputError(f"{index} and its shards disagree about tensor {key}")
+        raise InputError(f"{index} and its shards disagree about tensor {shown(key)}")
     return tensors
+
+
+def shown(name: str) -> str:
+    """A name out of a file as it may stand in a sentence: on one line, printable, not endless."""
+    name = name if name.isprintable() else ascii(name)[1:-1]
+    return name if len(name) <= NAME_SHOWN else f"{name[:NAME_SHOWN]}…"
 
 
 def _looks_like(start: bytes) -> str:

@@ -4,11 +4,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from ..errors import InputError
-from ..files import write_text_whole, write_whole
+from ..files import brief, read_json, write_text_whole, write_whole
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
 from ..models.tokenizer import ClipTokenizer
@@ -24,6 +24,10 @@ PART_CONFIGS = {
     "image_encoder": ImageEncoderConfig,
 }
 REQUIRED = ("unet", "text_encoder", "vae")
+# Sizes far beyond any model of this kind, which networks can still be made of in seconds.
+MOST = {"layers": 64, "layers_per_block": 16, "positions": 4096, "heads": 512}
+MOST_OF_OTHERS = 1_000_000
+MOST_LEVELS = 8
 
 
 def load_image_encoder(folder: Path = MINIATURE_FOLDER) -> ImageTower:
@@ -46,51 +50,55 @@ def read_config(folder: Path) -> ModelConfig:
     if not folder.is_dir():
         raise InputError(f"weights must be a folder with {CONFIG} and safetensors files, but {folder} is no folder")
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.is_file() and not path.is_symlink():
         raise InputError(f"{folder} holds no {CONFIG}, so it is no folder of minibaret weights")
+    values = read_json(path)
     try:
-        return _parse_config(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, InputError) as error:
+        return _parse_config(values)
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path} is not a minibaret config: {error}") from None
 
 
 def _parse_config(values: object) -> ModelConfig:
-    """Raises ValueError, TypeError or InputError, saying what was wanted."""
+    """Raises ValueError (InputError is one) or TypeError, saying what was wanted."""
     values = _object(values, "the file")
     for name, part in PART_CONFIGS.items():
         if name in REQUIRED or values.get(name) is not None:
             values[name] = _sizes(part, _object(values.get(name), name), name)
     values["defaults"] = _object(values.get("defaults", {}), "defaults")
     config = ModelConfig(**values)
-    if not isinstance(config.name, str) or not _alike(config.image_size, 1):
-        raise ValueError(
-            f"name must be a text and image_size a whole number, got {config.name!r}, {config.image_size!r}"
-        )
+    if not (isinstance(config.name, str) and config.name.isprintable()) or not _alike(config.image_size, 1):
+        said = f"got {brief(config.name)}, {brief(config.image_size)}"
+        raise ValueError(f"name must be a text and image_size a whole number, {said}")
+    if not isinstance(config.words, tuple) or not all(isinstance(word, str) for word in config.words):
+        raise ValueError(f"words must be a list of words, got {brief(config.words)}")
     return config
 
 
 def _object(values: object, name: str) -> dict:
     if not isinstance(values, dict):
-        raise ValueError(f"{name} must be an object, {{…}}, got {json.dumps(values)[:40]}")
+        raise ValueError(f"{name} must be an object, {{…}}, got {brief(values)}")
     return tuples(values)
 
 
 def _sizes(part: type, values: dict, name: str) -> object:
     for field in dataclasses.fields(part):
-        if field.name in values and not _alike(values[field.name], field.default):
-            kind = f"a value like {json.dumps(field.default)}"
-            raise ValueError(f"{field.name} of {name} must be {kind}, got {json.dumps(values[field.name])[:40]}")
+        most = MOST.get(field.name, MOST_OF_OTHERS)
+        if field.name in values and not _alike(values[field.name], field.default, most):
+            kind = f"a value like {json.dumps(field.default)}, at most {most:,}"
+            raise ValueError(f"{field.name} of {name} must be {kind}, got {brief(values[field.name])}")
     return part(**values)
 
 
-def _alike(value: object, default: object) -> bool:
-    """Whether a value of a config could stand for the default: the same type, and above 0."""
+def _alike(value: object, default: object, most: int = MOST_OF_OTHERS) -> bool:
+    """Whether a value of a config could stand for the default: the same type, above 0 and at most `most`."""
     if isinstance(default, tuple):
-        return isinstance(value, tuple) and len(value) > 0 and all(_alike(part, default[0]) for part in value)
+        fits = isinstance(value, tuple) and 0 < len(value) <= MOST_LEVELS
+        return fits and all(_alike(part, default[0], most) for part in value)
     if isinstance(default, bool):
         return isinstance(value, bool)
     kinds = int | float if isinstance(default, float) else int
-    return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= most
 
 
 def save_config(config: ModelConfig, folder: Path) -> None:
@@ -100,7 +108,7 @@ def save_config(config: ModelConfig, folder: Path) -> None:
 def save_part(module: nn.Module, path: Path) -> None:
     """Writes a network's tensors, all in float16, whole or not at all."""
     state = {name: value.half().contiguous() for name, value in module.state_dict().items()}
-    write_whole(path, lambda unfinished: save_file(state, unfinished))
+    write_whole(path, to_bytes(state))
 
 
 def tuples(values: dict) -> dict:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 
 from ..errors import InputError
 from ..models.configs import SD15, ModelConfig
 from .detect import Checkpoint, find_checkpoint
-from .files import StoredTensor, open_tensors, refuse_pickle
+from .files import StoredTensor, open_tensors, refuse_pickle, shown
 from .loading import prepare_networks
 from .strict import NAMED, first
 from .vocabulary import find_tokenizer, read_tokenizer_at
@@ -38,10 +39,21 @@ def _parts(checkpoint: Checkpoint) -> Iterator[str]:
     for part, tensors in checkpoint.parts.items():
         files = sorted({str(tensor.path) for tensor in tensors.values()})
         yield _line(part, tensors, first(files) if checkpoint.path.is_dir() else "")
-    if checkpoint.ema:
-        yield "  the UNet is the moving average (EMA) of the weights in training; the latter are dropped"
+    if checkpoint.unet_is:
+        yield f"  the UNet is {checkpoint.unet_is}"
     if checkpoint.dropped:
-        yield f"  {'dropped':<13} {len(checkpoint.dropped):>7,} tensors  {first(sorted(checkpoint.dropped))}"
+        names = ", ".join(_in_groups(checkpoint.dropped))
+        yield f"  {'dropped':<13} {len(checkpoint.dropped):>7,} tensors  {names}"
+
+
+def _in_groups(names: list[str]) -> Iterator[str]:
+    """The names in order, those before whose first dot stands the same as one where they are many."""
+    for group, found in groupby(sorted(names), lambda name: name.partition(".")[0]):
+        members = list(found)
+        if len(members) > 2 * NAMED:
+            yield f"{shown(group)}.… ({len(members):,})"
+        else:
+            yield from map(shown, members)
 
 
 def _contents(path: Path) -> Iterator[str]:

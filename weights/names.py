@@ -22,25 +22,19 @@ LDM_PREFIXES = {
 EMA_PREFIX = "model_ema."  # then the name after `model.`, its dots deleted
 EMA_LEAST = 100  # moving averages from which on a file counts as having them
 
-# Tensors that are no weights, all that may be dropped. A name that is neither here nor in a template is an error.
-DROPPED_LDM = (
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-    "logvar",
-    "model_ema.decay",
-    "model_ema.num_updates",
+# Tensors that are no weights of the three networks, all that may be dropped. A name that is neither here nor in a
+# template is an error: some say that the model is another one, as "v_pred" does.
+DROPPED_LDM = re.compile(
+    # the schedule
+    r"betas|(sqrt_)?alphas_cumprod(_prev)?|(log|sqrt)_one_minus_alphas_cumprod|sqrt_recip(m1)?_alphas_cumprod"
+    r"|posterior_(variance|log_variance_clipped|mean_coef[12])|logvar|lvlb_weights|scale_factor"
+    r"|ddim_(sigmas|alphas|alphas_prev|sqrt_one_minus_alphas|timesteps)|denoiser\.(log_)?sigmas"
+    # of the training
+    r"|model_ema\.(decay|num_updates)|global_step|epoch|embedding_manager\..+|first_stage_model\.loss\..+"
+    # what CLIP compares texts and pictures with
+    r"|cond_stage_model\.(logit_scale|text_projection(\.weight)?)"
 )
-DROPPED_TEXT = ("text_model.embeddings.position_ids", "embeddings.position_ids")
+DROPPED_TEXT = re.compile(r"(text_model\.)?embeddings\.position_ids|logit_scale|text_projection(\.weight)?")
 
 RESNET = {  # the UNet's
     "in_layers.0": "norm1",
@@ -58,9 +52,9 @@ PIECES = {  # a dict also says what each match is called in the network
     "transformer": r"norm|proj_in|proj_out|transformer_blocks\.0\.[\w.]+",
     "coder": "encoder|decoder",
     "conv": "conv_in|conv_out",
-    "n": r"\d+",
-    "i": r"\d+",
-    "j": r"\d+",
+    "n": "0|[1-9][0-9]?",
+    "i": "0|[1-9][0-9]?",
+    "j": "0|[1-9][0-9]?",
     "last": "1|2",  # 2 where a transformer precedes it
     "any": ".+",
     "resnet": RESNET,
@@ -122,23 +116,29 @@ class Named:
     parts: dict[str, dict[str, StoredTensor]]  # unet, vae, text_encoder
     dropped: list[str] = field(default_factory=list)  # names in the file
     unknown: list[str] = field(default_factory=list)
-    ema: bool = False  # the UNet is the exponential moving average that the file holds beside the trained weights
+    averaged: bool = False  # the file holds exponential moving averages of the UNet beside the weights in training
 
 
-def from_ldm(tensors: dict[str, StoredTensor], config: ModelConfig) -> Named:
-    """A single file in LDM naming. Of a UNet with moving averages these are taken and the rest dropped."""
+def from_ldm(tensors: dict[str, StoredTensor], config: ModelConfig, trained: bool = False) -> Named:
+    """A single file in LDM naming. Of a UNet with moving averages these are taken and the weights in training dropped,
+    or with `trained` the other way round."""
     named = Named({part: {} for part in PARTS})
-    averages = {name for name in tensors if name.startswith(EMA_PREFIX) and name not in DROPPED_LDM}
-    if len(averages) >= EMA_LEAST:
-        named.ema = True
-        tensors, trained = _with_averages(tensors, averages)
-        named.dropped += trained
+    averages = {name for name in tensors if name.startswith(EMA_PREFIX) and not DROPPED_LDM.fullmatch(name)}
+    named.averaged = len(averages) >= EMA_LEAST
+    if named.averaged and trained:
+        named.dropped += averages
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in averages}
+    elif named.averaged:
+        tensors, dropped = _with_averages(tensors, averages)
+        named.dropped += dropped
     for name, tensor in tensors.items():
         part = next((part for part in PARTS if name.startswith(LDM_PREFIXES[part])), None)
-        if part:
+        if DROPPED_LDM.fullmatch(name):
+            named.dropped.append(name)
+        elif part:
             _place(named, part, name.removeprefix(LDM_PREFIXES[part]), tensor, LDM[part], config)
         else:
-            (named.dropped if name in DROPPED_LDM else named.unknown).append(name)
+            named.unknown.append(name)
     return named
 
 
@@ -160,7 +160,7 @@ def _with_averages(tensors: dict[str, StoredTensor], averages: set[str]) -> tupl
 
 
 def _place(named: Named, part: str, name: str, tensor: StoredTensor, templates: tuple, config: ModelConfig) -> None:
-    if part == "text_encoder" and name in DROPPED_TEXT:
+    if part == "text_encoder" and DROPPED_TEXT.fullmatch(name):
         named.dropped.append(tensor.key)
         return
     new = translate(name, templates, config)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
-from .files import StoredTensor, open_tensors
+from .files import StoredTensor, open_tensors, shown
 
 NAMED = 5  # tensors an error names
 
@@ -79,4 +79,4 @@ def count(names: list) -> str:
 
 def first(names: list[str]) -> str:
     """The first few, and a sign that there are more."""
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    return ", ".join(map(shown, names[:NAMED])) + (", …" if len(names) > NAMED else "")

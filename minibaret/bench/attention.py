@@ -1,141 +1,146 @@
-"""Injected attention against plain attention, at every site's shape."""
+"""Attention whose rows take from one another, against plain attention, at every layer's shape.
+
+Three cases: BARET's edit takes another row's map, MasaCtrl's another row's keys and values, and prompt-to-prompt's
+refinement a mixture, word by word, of another row's map and its own. All ways but "plain" compute the same.
+"""
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
 from ..kernels import attention
-from ..kernels.rows import gather_rows
 from ..models.configs import MINIATURE, SD15, ModelConfig
-from . import naive
-from .common import card, finish, in_turns, peak_bytes, ratio, spread, trace
+from . import common, naive
 from .roofline import GPUS, Shape, work
-from .unet import TEXT
 
-SOURCES = {  # by rows: who takes whose map, as in BARET's batches
+MAPS = {  # by rows: whose map each row takes, in BARET's batches
     2: (0, 0),  # the edit takes the reconstruction's
     3: (0, 1, 0),  # reconstruction, edit without text, edit
-    6: (0, 1, 2, 3, 4, 1),  # all three processes, without and with text
+    6: (0, 1, 2, 3, 4, 1),  # all three branches, without and with text
 }
-WAYS = ("plain", "materialised", "gathered", "concatenated", "injected")
 
 
-def sites(model: ModelConfig) -> dict[str, tuple[int, int, int]]:
-    """(queries, keys, features) of the attention sites, by name: self-4096, cross-4096, …"""
-    found = {}
-    latents = model.image_size // model.latent_factor
-    middle = len(model.unet.channels) - 1
+class Site(NamedTuple):
+    """An attention layer's shape."""
+
+    queries: int
+    keys: int
+    heads: int
+    features: int
+
+
+def sites(model: ModelConfig) -> dict[str, Site]:
+    """By name: self-4096, cross-4096, …"""
+    found, heads = {}, model.unet.heads
+    latents, middle = model.image_size // model.latent_factor, len(model.unet.channels) - 1
     for level, width in enumerate(model.unet.channels):
         if model.unet.attention[level] or level == middle:
             tokens = (latents >> level) ** 2
-            found[f"self-{tokens}"] = tokens, tokens, width // model.unet.heads
-            found[f"cross-{tokens}"] = tokens, TEXT, width // model.unet.heads
-    return dict(sorted(found.items(), key=lambda site: (site[0].startswith("cross"), -site[1][0])))
+            found[f"self-{tokens}"] = Site(tokens, tokens, heads, width // heads)
+            found[f"cross-{tokens}"] = Site(tokens, common.TEXT, heads, width // heads)
+    return dict(sorted(found.items(), key=lambda item: (item[0].startswith("cross"), -item[1].queries)))
 
 
-def ways(q: Tensor, k: Tensor, v: Tensor, source: tuple[int, ...], implementation: str) -> dict[str, Callable]:
-    """q, k, v (B, N | M, H, D), as a UNet without injection has them; what each way does to inject."""
-    unique = sorted(set(source))  # the rows whose queries and keys an injecting UNet projects
-    q_few, k_few, renamed = q[unique], k[unique], [unique.index(row) for row in source]
+def ways(
+    case: str, rows: int, site: Site, device: torch.device, dtype: torch.dtype, implementation: str = "auto"
+) -> tuple[Shape, dict[str, Callable[[], Tensor]]]:
+    """How much there is to compute, and the ways to do it, each (B, N, H, D).
+
+    plain: every row attends to itself; materialised: as published, every row's map in memory, and changed there;
+    gathered: queries, keys and values copied to a row for each term, plain attention, the terms summed; concatenated:
+    on a GPU, values that share a map side by side in one call of SDPA; injected: the named implementation.
+    """
+    torch.manual_seed(0)
+    make = {"device": device, "dtype": dtype}
+    q, k, v = (torch.randn(rows, tokens, *site[2:], **make) for tokens in (site.queries, site.keys, site.keys))
+    by_head = [x.transpose(1, 2) for x in (q, k, v)]  # [B, H, N | M, D]
+    words = torch.arange(site.keys, device=device)
+    places, alpha = (words - 1).clamp(0), (words % 8 != 1).to(dtype)  # the second of eight words is new, others moved
+    takes = {
+        "maps": [[(row, row, own)] for own, row in enumerate(MAPS[rows])],
+        "keys and values": [[(row, 0, 0)] for row in range(rows)],
+        "refine": [[(0, 0, 0)], [(0, 0, 2), (1, 1, 3)]],
+    }[case]
+
+    def values() -> Tensor:
+        """To refine, the last row's mixed as the columns of its map are to be: the sum over j of A[:, m(j)] α_j v_j is
+        A (P diag(α) V) with P[m(j), j] = 1, and A diag(1 − α) V is A ((1 − α) V)."""
+        if case != "refine":
+            return v
+        kept = v[1] * alpha[:, None, None]
+        return torch.stack([*v, torch.zeros_like(kept).index_add(0, places, kept), v[1] - kept])
 
     def materialised() -> Tensor:
-        return naive.materialised(*(x.transpose(1, 2) for x in (q, k, v)), source).transpose(1, 2)
+        if case == "maps":
+            return naive.materialised(*by_head, MAPS[rows]).transpose(1, 2)
+        queries, keys, found = by_head
+        if case == "keys and values":
+            keys, found = (x[:1].expand_as(x) for x in (keys, found))
+        maps = naive.attention_maps(queries, keys)
+        if case == "refine":
+            maps[1] = maps[0][..., places] * alpha + maps[1] * (1 - alpha)
+        return naive.apply(maps, found).transpose(1, 2)
 
-    found = {
-        "plain": lambda: attention(q, k, v, None, "torch"),
-        "materialised": materialised,
-        "gathered": lambda: attention(gather_rows(q, source), gather_rows(k, source), v, None, "torch"),
-        "injected": lambda: attention(q_few, k_few, v, renamed, implementation),
-    }
-    if q.is_cuda:  # elsewhere this is what injects
-        found["concatenated"] = lambda: attention(q_few, k_few, v, renamed, "torch")
-    return found
+    def gathered() -> Tensor:
+        terms, sources = [take for terms in takes for take in terms], (q, k, values())
+        out = sdpa(*(torch.cat([x[take[i]][None] for take in terms]) for i, x in enumerate(sources)))
+        return out if case != "refine" else torch.stack([out[0], out[1] + out[2]])
+
+    found = {"plain": lambda: sdpa(q, k, v), "materialised": materialised, "gathered": gathered}
+    if device.type == "cuda":  # elsewhere it is what injects
+        found["concatenated"] = lambda: attention(q, k, values(), takes, "torch")
+    found["injected"] = lambda: attention(q, k, values(), takes, implementation)
+    maps = {take[:2] for terms in takes for take in terms}
+    return Shape(rows, len(maps), sum(map(len, takes)), *site), found
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
 @torch.no_grad()
 def bench(options: argparse.Namespace) -> None:
     model = SD15 if options.model == "sd15" else MINIATURE
-    heads = model.unet.heads
-    shapes = {name: shape for name, shape in sites(model).items() if not options.sites or name in options.sites}
-    if not shapes:
+    chosen = {name: site for name, site in sites(model).items() if not options.sites or name in options.sites}
+    if not chosen:
         raise InputError(f"sites must be of {', '.join(sites(model))}, got {', '.join(options.sites)}")
-    facts = card(options, heads=heads, rounds=options.rounds, injected=options.attention)
-    columns = f"{'site':>10} {'rows':>4} {'way':>13} {'median':>10} {'half within':>19} {'of plain':>8}"
-    print(f"\n{columns} {'GFLOP':>7} {'MB moved':>9} {'MB peak':>8}" + bool(options.predict) * "   of plain, predicted")
-    table, traced = [], {}
-    for site, (queries, keys, features) in shapes.items():
-        for rows in options.rows:
-            torch.manual_seed(0)
-            make = {"device": options.device, "dtype": options.dtype}
-            q, k, v = (torch.randn(rows, tokens, heads, features, **make) for tokens in (queries, keys, keys))
-            shape = Shape(rows, len(set(SOURCES[rows])), queries, keys, heads, features)
-            runs = ways(q, k, v, SOURCES[rows], options.attention)
-            if 3 * rows * heads * queries * keys * q.element_size() > options.memory * 1e9:
+    facts = common.card(options, heads=model.unet.heads, rounds=options.rounds, injected=options.attention)
+    lines, traced = [], {}
+    for name, site in chosen.items():
+        other = "refine" if site.keys == common.TEXT else "keys and values"  # MasaCtrl leaves words alone
+        for case, rows in [*(("maps", rows) for rows in options.rows), *[(other, 2)] * (2 in options.rows)]:
+            shape, runs = ways(case, rows, site, options.device, options.dtype, options.attention)
+            if 3 * rows * site.heads * site.queries * site.keys * options.dtype.itemsize > options.memory * 1e9:
                 del runs["materialised"]
-                print(f"{site:>10} {rows:>4}  materialised maps would not fit into {options.memory:g} GB")
-            times = in_turns(runs, options.rounds, options.device)
+            times = common.in_turns(runs, options.rounds, options.device)
             for way, run in runs.items():
-                line = {"site": site, "rows": rows, "implementation": way, **spread(times[way])}
-                line["ratio_to_plain"] = ratio(times[way], times["plain"])
-                need = work(way, shape, q.element_size())
-                line |= {"flops": need.flops, "bytes_moved": need.bytes, "peak_bytes": peak_bytes(run, options.device)}
-                if options.predict:
-                    line["predicted_ratio"] = predicted(way, shape, options.predict)
-                table.append(line)
-                traced[f"{site}, {rows} rows, {way}"] = run
-                _print_attention(line)
+                need = work(way, shape, options.dtype.itemsize)
+                line = {"site": name, "case": case, "rows": rows, "implementation": way, **common.spread(times[way])}
+                line["ratio_to_plain"] = common.ratio(times[way], times["plain"])
+                line |= {"flops": need.flops, "bytes_moved": need.bytes}
+                line["peak_bytes"] = common.peak_bytes(run, options.device)
+                lines.append(line | (predicted(way, shape, options.predict) if options.predict else {}))
+                traced[f"{name}, {case}, {rows} rows, {way}"] = run
+    columns = {"site": "{site}", "case": "{case}", "rows": "{rows}", "way": "{implementation}", **common.TIMES}
+    columns |= {"of plain": "{ratio_to_plain:.3f}", "FLOP": "{flops:.1e}", "bytes moved": "{bytes_moved:.1e}"}
+    print(common.table(lines, columns | {"peak bytes": "{peak_bytes:.1e}"} | (PREDICTED if options.predict else {})))
     if options.predict:
         print(f"predicted: roofline of an {GPUS[options.predict].name} in half precision, not a measurement")
-    if options.plot:
-        plot(table, options.plot)
-    if options.trace:
-        trace(traced, options.trace)
-    finish(options, {"card": facts, "table": table})
+    common.write_trace(options, traced)
+    common.finish(options, {"card": facts, "table": lines})
 
 
-def predicted(way: str, shape: Shape, gpu: str) -> tuple[float, float]:
-    """Time against plain attention on a GPU that is not here, by the roofline: all overlapped, nothing overlapped."""
-    pairs = zip(work(way, shape).seconds(GPUS[gpu]), work("plain", shape).seconds(GPUS[gpu]))
-    return tuple(round(ours / plain, 3) for ours, plain in pairs)
+PREDICTED = {"predicted": "{predicted_ratio[0]:.2f} – {predicted_ratio[1]:.2f}", "bound by": "{bound}"}
 
 
-def _print_attention(line: dict) -> None:
-    print(
-        f"{line['site']:>10} {line['rows']:>4} {line['implementation']:>13} {line['median_ms']:>7.2f} ms "
-        f"{line['low_ms']:>8.2f} –{line['high_ms']:>8.2f} {line['ratio_to_plain']:>8.2f} {line['flops'] / 1e9:>7.2f} "
-        f"{line['bytes_moved'] / 1e6:>9.1f} {line['peak_bytes'] / 1e6:>8.1f}"
-        + ("   {:.2f} – {:.2f}".format(*sorted(line["predicted_ratio"])) if "predicted_ratio" in line else "")
-    )
-
-
-def plot(table: list[dict], path: Path) -> None:
-    """Bars: time against plain attention, by site and way, of the fewest rows measured."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    colours = dict(zip(WAYS, ("#8a8578", "#c05a3c", "#d9a441", "#7a9a5b", "#2f7f86")))
-    rows = min(line["rows"] for line in table)
-    lines = [line for line in table if line["rows"] == rows]
-    names = list(dict.fromkeys(line["site"] for line in lines))
-    longest = min(3.0, max(line["ratio_to_plain"] for line in lines))
-    shown = [way for way in WAYS if any(line["implementation"] == way for line in lines)]
-    pitch = 18 * len(shown) + 18  # pixels a site
-    image = Image.new("RGB", (860, 70 + len(names) * pitch), "#faf9f5")
-    draw, font, left, width = ImageDraw.Draw(image), ImageFont.load_default(15), 130, 640
-    draw.text((20, 14), f"Attention of {rows} rows that share a map: time against plain attention", "#3c3832", font)
-    for i, name in enumerate(names):
-        draw.text((20, 82 + i * pitch), name, "#3c3832", font)
-        for line in (line for line in lines if line["site"] == name):
-            way, ratio = line["implementation"], line["ratio_to_plain"]
-            top = 50 + i * pitch + 18 * shown.index(way)
-            end = left + width * min(ratio, longest) / longest
-            draw.rectangle((left, top, end, top + 14), colours[way])
-            inside = end > left + 330
-            label = f"{way} {ratio:.2f}"
-            place = (end - 8, top - 2) if inside else (end + 6, top - 2)
-            draw.text(place, label, "white" if inside else "#3c3832", font, anchor="ra" if inside else "la")
-    image.save(path)
-    print(f"{path}: plot")
+def predicted(way: str, shape: Shape, gpu: str) -> dict:
+    """By the roofline of a GPU: time against plain attention, if everything overlapped and if nothing did, and what
+    takes longest."""
+    need, plain = work(way, shape), work("plain", shape)
+    pairs = zip(need.seconds(GPUS[gpu]), plain.seconds(GPUS[gpu]))
+    return {"predicted_ratio": sorted(round(a / b, 3) for a, b in pairs), "bound": need.bound(GPUS[gpu])}

@@ -8,29 +8,15 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..inversion import tune_text
-from ..models.configs import UNetConfig
-from ..schedule import Schedule
-from ..settings import Settings
-from .common import (
-    card,
-    complete,
-    finish,
-    forget_peak,
-    in_process,
-    operators,
-    print_operators,
-    ratio,
-    resident,
-    spread,
-    synchronize,
-    trace,
-)
-from .diffusers_unet import DiffusersUNet, import_diffusers
-from .null_text import tune_null
-from .unet import TEXT, build_unet, count_parameters, is_slow, latents_side
+from ..pipeline import StableDiffusion
+from ..sampler import Schedule
+from ..tuning import tune
+from ..weights.loading import Model
+from . import common
+from .diffusers_models import DiffusersUNet, import_diffusers
 
 SHIPPED = "minibaret"
 BOTH, ONE, MAPS = "diffusers, both rows", "diffusers, one row", "diffusers, one row, maps"
@@ -41,123 +27,130 @@ WAYS = {
     ONE: "weights not frozen; the other row's noise once a time step, as published; SDPA",
     MAPS: "the same with attention maps in memory, as the published notebook has them",
 }
-
 NAMES = {BOTH: "nulltext", MAPS: "published"}  # in the JSON
+STEPS, GUIDANCE = 50, 7.5
 
 
 def bench(options: argparse.Namespace) -> None:
     """Time is that of inner iterations alone, from a call of the UNet with gradients to its next call, or to the end of
     the time step: what is done once a time step is left out on both sides. Memory is the highest resident set of a
     fresh process in its second iteration, when weights that get gradients have them, less the resident set after the
-    imports; weights included."""
+    imports; weights included. Precision is what PyTorch does by default, on both sides."""
     import_diffusers()
-    unet, config = build_unet(options)
-    side = latents_side(options, config)
     ways = [SHIPPED, *(way for name, way in AGAINST.items() if name in options.against)]
-    rounds = options.rounds or (2 if is_slow(unet) else 15)
-    facts = card(
-        options,
-        ("diffusers",),
-        weights=str(options.weights),
-        parameters=count_parameters(unet),
-        latents=f"{side}×{side}",
-        rounds=f"{rounds}, in turn, after one that does not count",
-        **{way: WAYS[way] for way in ways},
-    )
-    size, device, dtype = str(side * config.latent_factor), str(options.device), options.dtype
-    peaks = {
-        way: in_process("tune-once", way, str(options.weights), size, device, str(dtype).removeprefix("torch."))
-        for way in ways
-    }
-    theirs = DiffusersUNet(unet, trainable=True)
-    networks = {way: unet if way == SHIPPED else theirs for way in ways}
-    loops = {way: iterations(way, networks[way], config.unet, side, options) for way in ways}
+    model, side, facts = common.begin(options, few=2, packages=["diffusers"], **{way: WAYS[way] for way in ways})
+    fresh = (str(options.weights), str(side * model.config.latent_factor), str(options.device), facts["dtype"])
+    peaks = {way: common.in_process("tune-once", way, *fresh) for way in ways}
+    theirs = DiffusersUNet(model.unet, trainable=True)
+    loops = {way: iterations(way, model, theirs, side) for way in ways}
     times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(rounds + 1):
+    for _ in range(options.rounds + 1):  # the first does not count
         for way, loop in loops.items():
             times[way].append(next(loop))
     times = {way: values[1:] for way, values in times.items()}
-    result = {"card": facts}
-    if options.profile:
-        runs = {way: lambda loop=loop: next(loop) for way, loop in loops.items()}
-        result["operators"] = {way: operators(run) for way, run in runs.items()}
-        print_operators("a time step with one inner iteration", result["operators"])
-    if options.trace:
-        trace({way: lambda loop=loop: next(loop) for way, loop in loops.items()}, options.trace)
-    print(f"\n{'inner iteration':>26} {'median':>13} {'half within':>23} {'ratio':>6} {'peak MB':>8} {'ratio':>6}")
-    table = []
+    lines = []
     for way in ways:
-        line = {"way": way, "what": WAYS[way], **spread(times[way]), **peaks[way]}
-        line["ours_to_this"] = ratio(times[SHIPPED], times[way])
+        line = {"way": way, "what": WAYS[way], **common.spread(times[way]), **peaks[way]}
+        line["ours_to_this"] = common.ratio(times[SHIPPED], times[way])
         line["our_memory_to_this"] = round(peaks[SHIPPED]["peak_bytes"] / line["peak_bytes"], 4)
-        table.append(line)
-        print(
-            f"{way:>26} {line['median_ms']:>10.1f} ms {line['low_ms']:>11.1f} –{line['high_ms']:>10.1f} "
-            f"{line['ours_to_this']:>6.3f} {line['peak_bytes'] / 1e6:>8.0f} {line['our_memory_to_this']:>6.3f}"
-        )
-    print("ratio: minibaret's over this line's")
-    result["table"] = table
-    for line in table:
+        lines.append(line)
+    columns = {"inner iteration": "{way}", **common.TIMES, "ours / this": "{ours_to_this:.3f}"}
+    print(common.table(lines, columns | {"peak bytes": "{peak_bytes:.3e}", "ours / this ": "{our_memory_to_this:.3f}"}))
+    result = {"card": facts, "table": lines}
+    for line in lines:
         if line["way"] in NAMES:
             result[f"ratio_time_to_{NAMES[line['way']]}"] = line["ours_to_this"]
             result[f"ratio_memory_to_{NAMES[line['way']]}"] = line["our_memory_to_this"]
-    finish(options, result)
+    common.write_trace(options, {way: lambda loop=loop: next(loop) for way, loop in loops.items()})
+    common.finish(options, result)
 
 
-def iterations(way: str, network: nn.Module, config: UNetConfig, side: int, options) -> Iterator[float]:
-    """Yields the milliseconds of an inner iteration, one per time step, without end."""
+def iterations(way: str, model: Model, theirs: DiffusersUNet | None, side: int) -> Iterator[float]:
+    """Yields the milliseconds of an inner iteration, one per time step, without end. theirs: diffusers' UNet, for its
+    ways."""
     torch.manual_seed(0)
-    settings = Settings(inner_steps=1, tolerance=(0.0, 0.0))
-    target, null = torch.randn(2, 1, TEXT, config.context_width, device=options.device, dtype=options.dtype)
-    trajectory = list(torch.randn(settings.steps + 1, 1, config.latent_channels, side, side, device=options.device))
+    config, device = model.config.unet, model.device
+    text, null = torch.randn(2, 1, common.TEXT, config.context_width, device=device)
+    trajectory = list(torch.randn(STEPS + 1, 1, config.latent_channels, side, side, device=device))
+    schedule, network = Schedule(STEPS), model.unet if way == SHIPPED else theirs
     while True:
         if way == SHIPPED:
-            loop = tune_text(network, trajectory, target, null, Schedule(settings.steps), settings)
+            loop = tune(
+                StableDiffusion(model), [], trajectory, text, null, schedule, GUIDANCE,
+                inner_steps=1, learning_rate=lambda i: 1e-3, threshold=lambda i: 0.0,
+            )  # fmt: skip
         else:
-            loop = tune_null(network, trajectory, target, null, settings, both_rows=way == BOTH)
-        for _ in range(settings.steps):
+            loop = tune_null(theirs, trajectory, text, null, schedule, both_rows=way == BOTH)
+        for _ in range(STEPS):
             if way != SHIPPED:
-                network.materialise(way == MAPS)
-            calls = []
-            with watch_calls(network, calls, options.device):
+                theirs.materialise(way == MAPS)
+            with watch_calls(network, device) as calls:
                 next(loop)
-            synchronize(options.device)
+            common.synchronize(device)
             calls.append((time.perf_counter(), False))
             yield next((end - begin) * 1e3 for (begin, tuned), (end, _) in itertools.pairwise(calls) if tuned)
 
 
+def tune_null(
+    unet: DiffusersUNet, trajectory: list[Tensor], text: Tensor, null: Tensor, schedule: Schedule, both_rows: bool
+) -> Iterator[float]:
+    """Null-text inversion's loop as it was published (google/prompt-to-prompt, null_text_w_ptp.ipynb), on a UNet whose
+    weights nobody froze, so that the backward pass computes all their gradients too. Yields the loss after each time
+    step's one inner iteration; between them nothing is sampled, the latents are z*.
+
+    both_rows: predict the noise of the text's row again in the inner iteration, in a batch with the null text's, where
+    the published loop predicts it once a time step.
+    """
+    for index, timestep in enumerate(schedule.timesteps):
+        latents, goal, time = trajectory[-1 - index], trajectory[-2 - index], torch.tensor(timestep, device=null.device)
+        null = null.detach().clone().requires_grad_()
+        optimizer = torch.optim.Adam([null], lr=1e-2 * (1 - index / 100))
+        if both_rows:
+            noise = unet(torch.cat([latents] * 2), time, torch.cat([null, text]))
+            noise_null, noise_text = noise.chunk(2)
+        else:
+            with torch.no_grad():
+                noise_text = unet(latents, time, text)
+            noise_null = unet(latents, time, null)
+        guided = noise_null + GUIDANCE * (noise_text - noise_null)
+        loss = F.mse_loss(schedule.step(latents, guided, timestep), goal)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
+
+
 @contextlib.contextmanager
-def watch_calls(network: nn.Module, calls: list[tuple[float, bool]], device: torch.device):
-    """Notes when the network is called, and whether with gradients on."""
+def watch_calls(network: nn.Module, device: torch.device) -> Iterator[list[tuple[float, bool]]]:
+    """A list that grows with each call of the network: when it was, and whether with gradients on."""
+    calls = []
 
     def note(*_) -> None:
-        synchronize(device)
+        common.synchronize(device)
         calls.append((time.perf_counter(), torch.is_grad_enabled()))
 
     handle = network.register_forward_pre_hook(note)
-    yield
+    yield calls
     handle.remove()
 
 
 def once(way: str, weights: str, size: str, device: str, dtype: str) -> dict:
     """The peak memory of one way, in this process."""
     options = argparse.Namespace(weights=weights, size=int(size), device=device, dtype=dtype)
-    complete(options)
-    import_diffusers()  # both sides carry the same imports, those that come with Adam included
+    common.complete(options)
+    import_diffusers().UNet2DConditionModel  # noqa: B018, both sides carry the same imports
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     gc.collect()
-    before = resident("VmRSS")
-    network, config = build_unet(options)
-    side = latents_side(options, config)
-    if way != SHIPPED:
-        network = DiffusersUNet(network, trainable=True)
-    loop = iterations(way, network, config.unet, side, options)
+    before = common.resident("VmRSS")
+    model, side, _ = common.begin(options)
+    theirs = None if way == SHIPPED else DiffusersUNet(model.unet, trainable=True)
+    loop = iterations(way, model, theirs, side)
     next(loop)
     gc.collect()
     if options.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(options.device)
         next(loop)
         return {"peak_bytes": torch.cuda.max_memory_allocated(options.device)}
-    forget_peak()
+    common.forget_peak()
     next(loop)
-    return {"peak_bytes": resident("VmHWM") - before}
+    return {"peak_bytes": common.resident("VmHWM") - before}

@@ -1,5 +1,5 @@
-"""BARET: Balanced Attention based Real image Editing driven by Target-text Inversion (Wang et al. 2023), in the order of
-the paper's equations.
+"""BARET: Balanced Attention based Real image Editing driven by Target-text Inversion (Wang et al. 2023), in the order
+of the paper's equations.
 
     1. DDIM inversion            z*[0] … z*[T]: the picture becomes noise
     2. target-text inversion     E[i]: the embedding that leads back to the picture          Eq. 1, 2, Algorithm 1

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field, fields
 
+import torch
 from torch import Tensor
 
 from ..control import Control, Recorder
@@ -16,7 +17,7 @@ WANTED = {  # by kind of knob: what its value must be, in words
     "steps": "a whole number from 1 to 999",
     "count": "a whole number, at least 0",
     "number": "a finite number",
-    "positive": "a number above 0",
+    "positive": "a number above 0, at most 1000",
     "fraction": "a number from 0 to 1",
     "fractions": "two numbers from 0 to 1",
     "pair": "two numbers, at least 0",
@@ -72,7 +73,7 @@ def fits(kind: str | tuple[str, ...], value) -> bool:
         "steps": whole and 1 <= value < 1000,
         "count": whole and value >= 0,
         "number": finite,
-        "positive": finite and value > 0,
+        "positive": finite and 0 < value <= 1000,
         "fraction": finite and 0 <= value <= 1,
         "flag": isinstance(value, bool),
         "word": isinstance(value, str) and bool(value.strip()),
@@ -118,6 +119,7 @@ class Method:
     needs_source: bool = False  # a source prompt
     strength: str = ""  # the knob for trade-off curves
     tunes: str = ""  # what it tunes, if anything
+    copies: tuple[str, ...] = ()  # the networks that it tunes copies of
     rows: int = 4  # of the UNet's largest batch
 
     def needs(self) -> str:
@@ -185,3 +187,15 @@ def said(sd: StableDiffusion, prompt: str) -> dict:
 def interpolate(towards: Tensor, start: Tensor, weight: float) -> Tensor:
     """weight · towards + (1 − weight) · start, of embeddings."""
     return weight * towards + (1 - weight) * start
+
+
+def random_numbers(seed: int) -> torch.Generator:
+    """Made on the CPU, so that every device gets the same. Raises InputError for a seed of more than 64 bits."""
+    if seed >= 2**64:
+        raise InputError(f"seed must be below 2⁶⁴, got {seed}")
+    return torch.Generator().manual_seed(seed)
+
+
+def noise_like(latents: Tensor, numbers: torch.Generator, count: int = 1) -> Tensor:
+    """Normally distributed (count, 4, h, w), where the latents are."""
+    return torch.randn(count, *latents.shape[1:], generator=numbers).to(latents.device)

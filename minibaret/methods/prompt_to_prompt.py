@@ -20,9 +20,9 @@ from ..control import Layer, Take
 from ..maps import find_words
 from ..models.tokenizer import LENGTH
 from ..pipeline import StableDiffusion
-from ..sampler import Branch, Step
+from ..sampler import Branch, Step, sample
 from .alignment import mixing
-from .common import Found, Job, Knobs, Method, edit_beside, invert_source, knob
+from .common import Found, Job, Knobs, Method, edit_beside, invert_source, knob, noise_like, random_numbers
 from .local_blend import LocalBlend
 
 
@@ -69,14 +69,16 @@ def edit(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> Generator[Step, Non
 
 
 def generate(
-    sd: StableDiffusion, source_prompt: str, prompt: str, knobs: WordKnobs, size: tuple[int, int], seed: int = 0
+    sd: StableDiffusion, source_prompt: str | None, prompt: str, knobs: WordKnobs, size: tuple[int, int], seed: int = 0
 ) -> Generator[Step, None, Found]:
-    """Makes two pictures, "source" and "edit", from the same noise instead of editing one. size: (width, height) in
-    pixels; seed: of the noise, which is the same on every device."""
-    sd.embed(source_prompt), sd.embed(prompt), sd.embed("")  # before other networks are read
-    height, width = (side // sd.config.latent_factor for side in reversed(size))
-    shape = 1, sd.config.unet.latent_channels, height, width
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(sd.device)
+    """Makes a picture, or with a source prompt two from the same noise, instead of editing one: returns the latents of
+    "edit" and "source". size: (width, height) in pixels; seed: of the noise, which is the same on every device."""
+    target, null, _ = sd.embed(prompt), sd.embed(""), sd.embed(source_prompt or "")  # before other networks are read
+    width, height = (side // sd.config.latent_factor for side in size)
+    shape = torch.empty(1, sd.config.unet.latent_channels, height, width, device=sd.device)
+    noise = noise_like(shape, random_numbers(seed))
+    if source_prompt is None:
+        return (yield from sample(sd, [Branch("edit", noise, target, null)], knobs.schedule, knobs.guidance))
     job = Job(noise, prompt, source_prompt, pictures=("source",))
     return (yield from pair(sd, job, knobs, noise, controllers(sd, job, knobs)))
 

@@ -1,56 +1,80 @@
-"""The pictures of the card, chosen by seed order and not by taste: samples, edits, and the training curves."""
+"""The pictures of the card, chosen by seed order and not by taste: samples, edits, and charts."""
 
-from collections.abc import Iterator
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
 
-from ..evaluation import SHEET_LABELS, SHEET_ROWS
+from ..errors import InputError
+from ..evaluation import SHEET_ROWS, evaluate
+from ..files import read_json
 from ..loading import load
 from ..progress import Count, nobody
-from ..sheet import contact_sheet, edit_sheet
+from ..sheet import columns_sheet, edit_sheet
 from ..weights import MINIATURE_FOLDER
-from .curves import draw_curves, keep_curves
-from .edits import Edit, edit_pictures
-from .networks import BATCH, generate
-from .world.scene import MEASURED_SEEDS, Scene
-from .world.tasks import KIND_SETTINGS, KINDS
+from . import plots
+from .cases import SEEDS, drawn_case
+from .networks import GUIDANCE, generate
+from .table import CURVES, METRICS
+from .world.scene import Scene
+from .world.tasks import KINDS
 
-SAMPLES, ACROSS = 24, 8
+SAMPLES, ACROSS = 24, 4
 EXAMPLE, EXAMPLE_TEXT = "dog.png", "a brown dog lying down on grass"  # of the README
 
 
-def card_pictures(
-    weights: Path, runs: Path | None, workers: int, watch: Count = nobody
-) -> Iterator[tuple[str, Image.Image]]:
-    """Every picture by its file's name, as it is done.
+def samples(weights: Path, watch: Count = nobody) -> Image.Image:
+    """From the captions of the first 24 held-out scenes: on the left at guidance 7.5, on the right at 1."""
+    editor, rows = load(weights, "cpu"), []
+    for start in range(0, SAMPLES, ACROSS):
+        scenes = [Scene.random(seed) for seed in SEEDS["held-out"][start : start + ACROSS]]
+        rows.append([*chain.from_iterable(generate(editor, scenes, guidance) for guidance in (GUIDANCE, 1.0))])
+        watch("samples", start + ACROSS, SAMPLES)
+    return columns_sheet(rows, [*["guidance 7.5"] * ACROSS, *["guidance 1"] * ACROSS])
 
-    samples.png: from the captions of the first 24 measured scenes. edits.png: the first twelve posture edits.
-    others.png: the first three edits of each other kind. sheet.png: the README's example. curves.png: the training,
-    where the weights' folder has curves.json, or `runs` has logs to bring it up to date with.
-    """
-    curves = keep_curves(runs, weights / "curves.json")
-    if curves:
-        yield "curves.png", draw_curves(curves)
+
+def edits(weights: Path, watch: Count = nobody, kinds: tuple[str, ...] = ("posture",)) -> Image.Image:
+    """The first twelve edits by BARET, in seed order, as many of each kind."""
     editor = load(weights, "cpu")
-    made = []
-    # a whole batch, as `measure` samples it: the noise of a smaller one is other noise
-    for picture in islice(generate(editor, [Scene.random(seed) for seed in MEASURED_SEEDS[:BATCH]]), SAMPLES):
-        made.append(picture)
-        watch("samples", len(made), SAMPLES)
-    yield "samples.png", contact_sheet([made[start : start + ACROSS] for start in range(0, SAMPLES, ACROSS)])
-    result = editor.edit(MINIATURE_FOLDER / "examples" / EXAMPLE, EXAMPLE_TEXT)
-    yield "sheet.png", edit_sheet(result, EXAMPLE_TEXT)
-    others = [kind for kind in KINDS if kind != "posture"]
-    for name, kinds in (("edits.png", ["posture"]), ("others.png", others)):
-        edits = [
-            Edit(kind, seed, editor.settings(**KIND_SETTINGS[kind]))
-            for kind in kinds
-            for seed in MEASURED_SEEDS[: SHEET_ROWS // len(kinds)]
-        ]
-        rows = []
-        for row in edit_pictures(edits, weights, workers):
-            rows.append(row)
-            watch(name, len(rows), len(edits))
-        yield name, contact_sheet(rows, SHEET_LABELS)
+    asked = [(kind, seed) for kind in kinds for seed in SEEDS["held-out"][: SHEET_ROWS // len(kinds)]]
+    cases = [drawn_case(kind, seed, editor.config.image_size) for kind, seed in asked]
+    return evaluate(editor, cases, watch=watch)[1]
+
+
+def others(weights: Path, watch: Count = nobody) -> Image.Image:
+    return edits(weights, watch, tuple(kind for kind in KINDS if kind != "posture"))
+
+
+def sheet(weights: Path, watch: Count = nobody) -> Image.Image:
+    """The README's example."""
+    result = load(weights, "cpu").edit(MINIATURE_FOLDER / "examples" / EXAMPLE, EXAMPLE_TEXT, pictures="all")
+    return edit_sheet(result, EXAMPLE_TEXT)
+
+
+def curves(weights: Path, watch: Count = nobody, runs: Path | None = None) -> Image.Image:
+    """The training, from curves.json beside the weights; `runs` has logs to bring it up to date with."""
+    found = plots.keep_curves(runs, weights / "curves.json")
+    if not found:
+        raise InputError(f"there is no training log in {runs}, and no curves.json in {weights}")
+    return plots.picture(plots.training(found))
+
+
+def trade_offs(weights: Path, watch: Count = nobody) -> Image.Image:
+    """The curves of what `measure --json` printed, from measured.json beside the weights."""
+    lines: dict[str, dict[str, dict[str, float]]] = {}
+    rows = [row for row in read_json(weights / "measured.json")["rows"] if row["part"] in CURVES]
+    for row in rows:
+        lines.setdefault(row["part"], {}).setdefault(row["name"], {})[row["metric"]] = row["figure"]["value"]
+    x, y = METRICS["background_psnr"], METRICS["success"]
+    points = {part: {name: (found[x], found[y]) for name, found in line.items()} for part, line in lines.items()}
+    return plots.picture(plots.trade_offs(points, x, y, min(row["figure"]["cases"] for row in rows)))
+
+
+PICTURES = {
+    "samples": samples,
+    "edits": edits,
+    "others": others,
+    "sheet": sheet,
+    "curves": curves,
+    "trade-offs": trade_offs,
+}

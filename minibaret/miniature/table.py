@@ -1,171 +1,175 @@
-"""Everything the miniature is judged by, in one table: what was measured, the bar, and whether it is met."""
+"""What the miniature is judged by. Calibration: do methods act on it as on Stable Diffusion? Quality: of its networks,
+and of BARET's edits. Curves: how much a method changes against how much it keeps."""
 
-import dataclasses
 import time
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
-
-import torch
+from typing import NamedTuple
 
 from ..editor import Editor
-from ..evaluation import means
-from ..models.image_encoder import ImageTower
-from ..progress import Count, nobody
-from .edits import Edit, Kept, score_edits
-from .networks import measure
-from .world.distortions import DISTORTIONS
-from .world.drawing import render
-from .world.scene import MEASURED_SEEDS
-from .world.tasks import KIND_SETTINGS, KINDS, task_of
+from ..evaluation import Figure, Scores, mean, means
+from ..methods import METHODS
+from . import networks
+from .cases import drawn_case
+from .scoring import Edit, Scorer
+from .world.tasks import KINDS
 
-BARS = {
-    **dict.fromkeys([f"zero_shot_{name}" for name in KINDS], 0.98),
-    **{f"caption_distance_{name}": 0.4 for name in KINDS if name != "addition"},
-    "vae_psnr": 32.0,
-    **{"generated_animal": 0.95, "generated_colour": 0.95, "generated_ground": 0.95},
-    **{"generated_posture": 0.92, "generated_addition": 0.90},
-    **{f"{kind}_success": 0.80 for kind in KINDS},
-    "posture_background_psnr": 25.0,
-    "posture_reconstruction_psnr": 38.0,
-    "megabytes": 40.0,
-    "seconds": 60.0,
+PAPER = "paper"  # the preset: every method's own settings, whatever the weights' config says
+
+
+class Trial(NamedTuple):
+    """Edits by one method."""
+
+    method: str
+    changes: Mapping[str, object] = {}  # of its knobs, from the published ones
+    over: str = ""  # another trial, whose background is compared with this one's
+    least: float = -inf  # dB of background wanted over the other's
+    published: float | None = None  # dB over the other's, of Stable Diffusion 1.4 on PIE-Bench
+
+
+_PIE_BENCH = {"self_steps": 0.6, "cross_steps": 0.4}  # of prompt-to-prompt, in the published runs (PnPInversion)
+_PLAIN = {"self_steps": 0.0, "cross_steps": 0.0}  # the edit takes nothing: plain sampling from the inversion's noise
+TRIALS = {
+    "calibration": {
+        "plain": Trial("prompt-to-prompt", _PLAIN),
+        "self maps, first 0.4": Trial("prompt-to-prompt", {"self_steps": 0.4, "cross_steps": 0.0}, "plain", 2.0),
+        "DDIM + p2p": Trial("prompt-to-prompt", _PIE_BENCH, "plain"),
+        "null-text + p2p": Trial("null-text", _PIE_BENCH, "DDIM + p2p", 0.0, 9.2),
+        "direct + p2p": Trial("direct", _PIE_BENCH, "DDIM + p2p", 0.0, 9.4),
+        "MasaCtrl": Trial("masactrl", {}, "DDIM + p2p", 0.0, 4.3),
+        "plug-and-play": Trial("plug-and-play", {}, "DDIM + p2p", 0.0, 4.4),
+    },
+    "quality": {
+        "plain, from BARET's noise": Trial("baret", _PLAIN),
+        "prompt-tuning": Trial("prompt-tuning", {}, "plain, from BARET's noise"),
+        "BARET": Trial("baret", {}, "plain, from BARET's noise"),
+    },
+    "BARET, τ_s": {f"{v:g}": Trial("baret", {"self_steps": v}) for v in (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)},
+    "BARET, η from": {f"{v:g}": Trial("baret", {"transition": (v, 0.1)}) for v in (0.2, 0.4, 0.6, 0.8, 1.0)},
+    "prompt-tuning, η": {f"{v:g}": Trial("prompt-tuning", {"eta": v}) for v in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)},
+    "plain, r": {f"{v:g}": Trial("encode-decode", {"ratio": v}) for v in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)},
 }
-AT_MOST = {"megabytes", "seconds"}
-MAY_FALL = {"success": 0.10, "reconstruction_psnr": 6.0}  # under a distortion, against the same edits without
+CURVES = [part for part in TRIALS if part not in ("calibration", "quality")]
+METRICS = {"success": "success, %", "background_psnr": "background, dB", "answer_psnr": "right answer, dB"}
+GENERATED = {"animal": 95, "colour": 95, "ground": 95, "posture": 92, "addition": 90}  # % wanted, at guidance 7.5
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    name: str
-    value: float
-    bar: float | None = None
-    trials: int = 0  # of a share: how many scenes it is over
+class Row(NamedTuple):
+    part: str  # of the table
+    name: str  # of a trial, or of what was measured
+    metric: str  # with its unit
+    figure: Figure
+    least: float = -inf  # what is wanted
+    most: float = inf
+    published: float | None = None  # of Stable Diffusion
 
     @property
     def met(self) -> bool | None:
-        """None where there is no bar."""
-        if self.bar is None:
-            return None
-        return self.value <= self.bar if self.name in AT_MOST else self.value >= self.bar - 1e-9
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Of a share: Wilson's 95 % interval, what the true share may be after so few trials."""
-        if not self.trials:
-            return None
-        z = 1.96
-        middle = (self.value + z**2 / (2 * self.trials)) / (1 + z**2 / self.trials)
-        spread = (self.value * (1 - self.value) / self.trials + (z / (2 * self.trials)) ** 2) ** 0.5
-        half = z * spread / (1 + z**2 / self.trials)
-        return max(middle - half, 0.0), min(middle + half, 1.0)
+        """None where nothing is wanted."""
+        return None if (self.least, self.most) == (-inf, inf) else self.least <= self.figure.value <= self.most
 
 
-def table(
-    editor: Editor,
-    tower: ImageTower,
-    weights: Path,
-    scenes: int,
-    edits: int,
-    distorted: int,
-    kept: Kept,
-    workers: int,
-    watch: Count = nobody,
-) -> list[Row]:
-    """Every row, over the first measured scenes: `scenes` of them for the networks by themselves, `edits` for each kind
-    of edit, `distorted` for each distortion."""
-    return [
-        *network_rows(editor, tower, scenes, kept, watch),
-        *edit_rows(editor, weights, edits, distorted, kept, workers, watch),
-        Row("megabytes", sum(path.stat().st_size for path in weights.glob("*.safetensors")) / 1e6, BARS["megabytes"]),
-        Row("seconds", seconds_of_an_edit(editor), BARS["seconds"]),
-    ]
-
-
-def network_rows(editor: Editor, tower: ImageTower, scenes: int, kept: Kept, watch: Count = nobody) -> list[Row]:
-    of = {"networks": scenes, "guidance": editor.settings().guidance}
-    if kept.get(of) is None:
-        kept.add(of, measure(editor, tower, scenes, watch))
-    shares = ("zero_shot_", "generated_")
-    return [
-        Row(name, value, BARS.get(name), scenes if name.startswith(shares) else 0)
-        for name, value in kept.get(of).items()
-    ]
-
-
-def edit_rows(
-    editor: Editor,
-    weights: Path,
-    count: int,
-    distorted: int,
-    kept: Kept,
-    workers: int,
-    watch: Count = nobody,
-) -> list[Row]:
-    """Each kind of edit on `count` drawings; posture edits of `distorted` of them, which may not be more, under each
-    distortion, against the same ones without."""
+def edit_rows(editor: Editor, scorer: Scorer, seeds: Sequence[int], counts: Mapping[str, int]) -> list[Row]:
+    """Of every trial, on posture edits of as many seeds as `counts` says for its part of TRIALS. Trials of methods that
+    are not there are left out."""
     edits = {
-        (kind, distortion): [
-            Edit(kind, seed, editor.settings(**KIND_SETTINGS[kind]), distortion)
-            for seed in MEASURED_SEEDS[: distorted if distortion else count]
-        ]
-        for kind, distortion in (*((kind, None) for kind in KINDS), *(("posture", name) for name in DISTORTIONS))
+        (part, name): edits_of(editor, trial, seeds[: counts[part]])
+        for part, trials in TRIALS.items()
+        for name, trial in trials.items()
+        if trial.method in METHODS
     }
-    made = iter(score_edits([edit for group in edits.values() for edit in group], weights, kept, workers, watch))
-    scores = {group: list(islice(made, len(members))) for group, members in edits.items()}
-    straight, rows = means(scores["posture", None][:distorted]), []
-    for (kind, distortion), scored in scores.items():
-        values = means(scored)
-        for name in ("success", "background_psnr", "reconstruction_psnr"):
-            row = f"{distortion or kind}_{name}"
-            bar = straight[name] - MAY_FALL[name] if distortion and name in MAY_FALL else BARS.get(row)
-            rows.append(Row(row, values[name], bar, len(scored) if name == "success" else 0))
+    made = iter(scorer.edits([edit for group in edits.values() for edit in group]))
+    scores = {key: [next(made) for _ in group] for key, group in edits.items()}
+    return [row for key, found in scores.items() if found for row in trial_rows(*key, scores)]
+
+
+def edits_of(editor: Editor, trial: Trial, seeds: Sequence[int]) -> list[Edit]:
+    knobs = vars(editor.knobs(trial.method, PAPER, **trial.changes))
+    return [Edit("posture", seed, trial.method, knobs) for seed in seeds]
+
+
+def trial_rows(part: str, name: str, scores: Mapping[tuple[str, str], Sequence[Scores]]) -> list[Row]:
+    found, trial = scores[part, name], TRIALS[part][name]
+    figures = means(found)
+    rows = [
+        Row(part, name, title, percent(figures[metric]) if metric == "success" else figures[metric])
+        for metric, title in METRICS.items()
+    ]
+    other = scores.get((part, trial.over))
+    if other:
+        gain = mean(a["background_psnr"] - b["background_psnr"] for a, b in zip(found, other))
+        rows.append(Row(part, name, f"background over {trial.over}, dB", gain, trial.least, published=trial.published))
+    if name == "BARET":
+        lost = mean(one["vae_psnr"] - one["reconstruction_psnr"] for one in found)
+        rows.append(Row(part, name, "reconstruction below the VAE's, dB", lost, most=1.0))
+        rows.append(Row(part, name, "inner iterations", figures["inner_iterations"]))
     return rows
 
 
+def network_rows(editor: Editor, weights: Path, found: Sequence[Scores]) -> list[Row]:
+    """What the networks can do by themselves; found: by `Scorer.networks`."""
+    figures, drawn = means(found), mean(scores["drawn_saturation"] for scores in found).value
+    gain = mean((scores["saturation"] - scores["drawn_saturation"]) / drawn for scores in found)
+    megabytes = sum(path.stat().st_size for path in weights.glob("*.safetensors")) / 1e6
+    distances = networks.caption_distances(editor)
+    measured = [
+        *(
+            (f"{kind} drawn as the caption says, %", percent(figures[f"generated_{kind}"]), GENERATED[kind])
+            for kind in KINDS
+        ),
+        ("all drawn as the caption says, %", percent(figures["wholly_right"])),
+        ("all drawn as the caption says, at guidance 1, %", percent(figures["wholly_right_at_1"]), -inf, 70),
+        ("saturation over the drawn world's, %", percent(gain), -5, 5),
+        *((f"{kind} named by the CLIP pair, %", percent(figures[f"zero_shot_{kind}"]), 98) for kind in KINDS),
+        ("reconstruction by the VAE, dB", figures["vae_psnr"], 32),
+        *((f"distance of captions that differ in {kind}", exactly(least), 0.4) for kind, least in distances.items()),
+        ("all weights, MB", exactly(megabytes), -inf, 40),
+        ("an edit by BARET, s", exactly(seconds_of_an_edit(editor)), -inf, 15),
+    ]
+    return [Row("networks", name, "measured", *rest) for name, *rest in measured]
+
+
+def percent(share: Figure) -> Figure:
+    return Figure(100 * share.value, 100 * share.low, 100 * share.high, share.cases)
+
+
+def exactly(value: float) -> Figure:
+    return Figure(value, value, value, 1)
+
+
 def seconds_of_an_edit(editor: Editor) -> float:
-    """Of one whole posture edit, by itself, on the threads that PyTorch has."""
-    task = task_of("posture", MEASURED_SEEDS[0])
-    picture = render(task.before, editor.config.image_size)
+    """Of one whole posture edit at the paper's settings, by itself, on the threads that PyTorch has."""
+    case = drawn_case("posture", 0, editor.config.image_size)
     begin = time.perf_counter()
-    editor.edit(picture, task.after.caption(), editor.settings(), pictures=())
+    editor.edit(case.image, case.prompt, preset=PAPER)
     return time.perf_counter() - begin
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """The table in Markdown."""
-    lines = [("what", "measured", "bar", ""), ("---",) * 4]
-    for row in rows:
-        bar = "" if row.bar is None else f"{'≤' if row.name in AT_MOST else '≥'} {_figure(row, row.bar)}"
-        measured = _figure(row, row.value)
-        if row.interval:
-            measured += " ({:.1f} to {:.1f})".format(*(100 * end for end in row.interval))
-        lines.append((_title(row.name), measured, bar, {True: "met", False: "**missed**", None: ""}[row.met]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A table in Markdown for each part, a line for each name, a column for each metric."""
+    lines = []
+    for part in dict.fromkeys(row.part for row in rows):
+        cells: dict[str, dict[str, str]] = {}
+        for row in rows:
+            if row.part == part:
+                cells.setdefault(row.name, {})[row.metric] = said(row)
+        metrics = list(dict.fromkeys(metric for line in cells.values() for metric in line))
+        lines += ["", f"| {part} | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
+        lines += [f"| {name} | {' | '.join(line.get(m, '') for m in metrics)} |" for name, line in cells.items()]
+    return "\n".join(lines[1:])
 
 
-def as_json(rows: Sequence[Row]) -> dict[str, dict]:
-    return {
-        row.name: {
-            "value": round(row.value, 4),
-            "bar": None if row.bar is None else round(row.bar, 4),
-            "met": row.met,
-            **({"interval": [round(end, 4) for end in row.interval], "scenes": row.trials} if row.trials else {}),
-        }
-        for row in rows
-    }
+def said(row: Row) -> str:
+    """A figure with its interval, what is wanted, and what is published."""
+    value, low, high, cases = row.figure
+    text = f"{value:.3g} ({low:.3g} to {high:.3g})" if cases > 1 else f"{value:.3g}"
+    text += "".join(f", {word} {end:g}" for word, end in (("≥", row.least), ("≤", row.most)) if abs(end) < inf)
+    text += {True: " met", False: " **missed**", None: ""}[row.met]
+    return text if row.published is None else f"{text}, published {row.published:g}"
 
 
-def _figure(row: Row, value: float) -> str:
-    if row.trials:
-        return f"{100 * value:.1f} %"
-    unit = {"psnr": "dB", "megabytes": "MB", "seconds": "s"}.get(row.name.split("_")[-1])
-    return f"{value:.1f} {unit}" if unit else f"{value:.2f}"
-
-
-def _title(name: str) -> str:
-    if name == "seconds":
-        return f"a whole edit, threads: {torch.get_num_threads()}"
-    if name == "megabytes":
-        return "all weights, as they are stored"
-    return name.replace("psnr", "PSNR").replace("_", " ")
+def as_json(rows: Sequence[Row]) -> list[dict]:
+    """The rows as plain values."""
+    values = [{**row._asdict(), "figure": row.figure._asdict(), "met": row.met} for row in rows]
+    return [{name: None if value in (inf, -inf) else value for name, value in line.items()} for line in values]

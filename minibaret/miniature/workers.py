@@ -1,11 +1,11 @@
 """Worker processes of one thread each: two threads that share a small step wait longer than they work."""
 
-import contextlib
-import multiprocessing as mp
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -18,34 +18,24 @@ ENVIRONMENT = {
 }
 
 
-@contextlib.contextmanager
+@contextmanager
 def environment() -> Iterator[None]:
     """What processes that are started meanwhile begin with; afterwards everything is as it was."""
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
-def in_workers(function: Callable, arguments: Sequence[tuple], workers: int) -> Iterator:
-    """The function's results in the arguments' order."""
-    if not arguments:
-        return
-    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), _begin_work)
-    try:
-        with environment():
-            results = pool.map(function, *zip(*arguments))  # starts the processes
-        yield from results
-    finally:
-        pool.shutdown(cancel_futures=True)
+def in_workers(function: Callable, jobs: Sequence, workers: int) -> Iterator:
+    """The function's results in the jobs' order; those that nobody waits for any more are not begun."""
+    with environment(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as pool:
+        yield from pool.map(function, jobs)
 
 
-def _begin_work() -> None:
+def _begin() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word: its parent says it all

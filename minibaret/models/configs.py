@@ -1,5 +1,6 @@
 """The networks' sizes as frozen dataclasses: `SD15`, Stable Diffusion 1.5, and `MINIATURE`, the same, small."""
 
+import re
 from dataclasses import dataclass, field
 
 
@@ -52,6 +53,7 @@ class ModelConfig:
     image_encoder: ImageEncoderConfig | None = None
     # Knobs this model wants instead of the papers': by name, for every method that has them; by method, for that one.
     defaults: dict[str, object] = field(default_factory=dict)
+    words: tuple[str, ...] = ()  # all that it knows, lower case, where they are so few that they can be listed
 
     @property
     def latent_factor(self) -> int:
@@ -63,8 +65,21 @@ class ModelConfig:
         """Picture sides are a multiple of this many pixels, so that every level of the UNet halves evenly."""
         return self.latent_factor * 2 ** (len(self.unet.channels) - 1)
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that are not among the model's, lower case, each once; none where it lists no words."""
+        found = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower()) if self.words else []
+        return [word for word in dict.fromkeys(found) if word not in self.words]
+
 
 SD15 = ModelConfig(name="stable-diffusion-1.5", image_size=512)
+
+WORDS = (  # of the drawn world's captions
+    "a", "an", "on", "with",
+    "dog", "cat", "giraffe", "bird",
+    "standing", "sitting", "lying", "down", "jumping", "spreading", "wings", "flying",
+    "brown", "black", "white", "orange", "grey", "red", "blue",
+    "grass", "sand", "snow", "stone", "earth", "hat", "ball",
+)  # fmt: skip
 
 MINIATURE = ModelConfig(
     name="miniature",
@@ -80,4 +95,5 @@ MINIATURE = ModelConfig(
     text_encoder=TextEncoderConfig(vocabulary=597, width=128, layers=4, heads=4, mlp_width=512),
     vae=VAEConfig(channels=(16, 32, 64, 96), layers_per_block=1, groups=8, scaling_factor=1.0),
     image_encoder=ImageEncoderConfig(),
+    words=WORDS,
 )

@@ -2,17 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """x[rows], as a view where the rows are a run. Without an index tensor: copying one to a GPU makes the CPU wait."""
-    first, count = rows[0], len(rows)
-    if tuple(rows) == tuple(range(first, first + count)):
-        return x[first : first + count]
-    return torch.cat([x[row : row + 1] for row in rows])
+from ..kernels.rows import take_rows
 
 
 class ResnetBlock(nn.Module):

@@ -1,11 +1,14 @@
-"""CLIP's tokenizer on the `tokenizers` library: lower-cased byte-level BPE, 77 ids, padded with the end token.
+"""CLIP's tokenizer on the `tokenizers` library: straightened, lower-cased, byte-level BPE, 77 ids, padded with the end
+token.
 
 The vocabulary follows from merges.txt alone, in CLIP's order: 256 bytes, 256 bytes that end a word, one entry per
 merge, the start token, the end token.
 """
 
+import html
 import json
 import textwrap
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +18,18 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 LENGTH = 77
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# What ftfy, through which the original tokenizer (openai/CLIP, clip/simple_tokenizer.py, `basic_clean`) reads a text,
+# makes of typographic quotes, ligatures, and full- and half-width letters; with the two the model was trained.
+LIGATURES = "ĲĳŉǄǅǆǇǈǉǊǋǌǱǲǳﬀﬁﬂﬃﬄﬅﬆ"
+STRAIGHT = {
+    **{character: unicodedata.normalize("NFKC", chr(character)) for character in range(0xFF01, 0xFFF0)},
+    **{ord(character): unicodedata.normalize("NFKC", character) for character in LIGATURES},
+    ord("ﬅ"): "ſt",
+    ord("ŉ"): "'n",
+    **dict.fromkeys(map(ord, "ʼ‘’‚‛"), "'"),
+    **dict.fromkeys(map(ord, "“”„‟"), '"'),
+    0x3000: " ",
+}
 
 
 class TextTooLong(ValueError):
@@ -41,10 +56,11 @@ class ClipTokenizer:
 
     def tokens(self, text: str) -> list[str]:
         """The text's pieces, without start, end and padding; for looking at."""
-        return self._tokenizer.encode(text).tokens
+        return self._tokenizer.encode(straighten(text)).tokens
 
     def __call__(self, text: str) -> list[int]:
         """77 ids. Raises TextTooLong, naming what does not fit, where the text has more than 75 tokens."""
+        text = straighten(text)
         encoding = self._tokenizer.encode(text)
         room = LENGTH - 2
         if len(encoding.ids) > room:
@@ -58,6 +74,14 @@ class ClipTokenizer:
     def pad(self, ids: list[int]) -> list[int]:
         ids = [self.start, *ids[: LENGTH - 2], self.end]
         return ids + [self.end] * (LENGTH - len(ids))
+
+
+def straighten(text: str) -> str:
+    """The text as the original tokenizer reads it: HTML entities as what they stand for, quotes straight, ligatures and
+    full-width letters as plain ones. What else ftfy mends, such as text in a wrong encoding, stays as it is."""
+    if "<" not in text:  # with a tag, ftfy leaves entities to the two calls below
+        text = html.unescape(html.unescape(text))
+    return html.unescape(html.unescape(text.translate(STRAIGHT)))
 
 
 def is_unicode(text: str) -> bool:

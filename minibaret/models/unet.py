@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..control import Layer, RowControl
 from ..kernels import attention
+from ..kernels.rows import take_rows
 from .configs import UNetConfig
-from .layers import Downsample, ResnetBlock, Upsample, take_rows
+from .layers import Downsample, ResnetBlock, Upsample
 
 
 class UNet(nn.Module):
@@ -76,9 +77,7 @@ class UNet(nn.Module):
         for block in self.blocks:
             block.checkpointing = on
 
-    def forward(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, control: RowControl | None = None
-    ) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor, control: RowControl | None = None) -> Tensor:
         """latents (B, 4, H/8, W/8), timesteps (B,) or (), context: prompt embeddings (B, 77, width) → predicted noise,
         shaped as the latents. control: whose queries, keys, values and features the rows use where not their own."""
         time = self.time_embedding(timesteps.expand(latents.shape[0]))  # [B, 4C]

@@ -12,7 +12,7 @@ from ...models.configs import MINIATURE
 from ...models.text_encoder import TextEncoder
 from ...models.unet import Attention, UNet
 from ...models.vae import VAE
-from ...schedule import TRAINING_STEPS, cumulative_alphas
+from ...sampler import TRAINING_STEPS, cumulative_alphas
 from ...weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
 from ..sampling import sample
 from ..world.fingerprint import world_fingerprint

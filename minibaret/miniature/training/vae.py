@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...images import to_image
 from ...models.configs import MINIATURE
 from ...models.vae import VAE, sample_latents
-from ...sheet import contact_sheet
+from ...sheet import columns_sheet
 from ...weights.folder import save_part
 from ...weights.strict import load_part
 from .data import normalized, training_pictures
@@ -58,4 +58,4 @@ class VaeStage(Stage):
 
 def grid(pixels: Tensor, columns: int) -> Image.Image:
     """Pictures (B, 3, H, W) in [-1, 1] as one picture, `columns` wide."""
-    return contact_sheet([[to_image(picture) for picture in row.split(1)] for row in pixels.split(columns)])
+    return columns_sheet([[to_image(picture) for picture in row.split(1)] for row in pixels.split(columns)])

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Downsample, ResnetBlock, Upsample
-from .vae import VAE, Middle
+from .models.layers import Downsample, ResnetBlock, Upsample
+from .models.vae import VAE, Middle
 
 STRIP = 2**20  # numbers in a strip, about
 

@@ -1,0 +1,84 @@
+"""Several methods on one picture, side by side; what they can share is found once."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from .editor import Editor
+from .errors import InputError
+from .inversion import Inversion
+from .methods import METHODS, find
+from .result import Result
+from .sampler import Step
+from .sheet import contact_sheet
+
+COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    results: dict[str, Result]  # by method
+    left_out: tuple[str, ...]  # methods that need a source prompt, where there is none
+
+    def summary(self) -> dict:
+        return {
+            "methods": {name: result.summary() for name, result in self.results.items()},
+            "left_out": list(self.left_out),
+        }
+
+    def sheet(self, prompt: str) -> Image.Image:
+        """The input and each method's edit, with its cost under it."""
+        picture = next(iter(self.results.values())).input
+        cells = [(picture, ["input"])] + [(result.image, _label(result)) for result in self.results.values()]
+        rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
+        return contact_sheet(rows, f"“{prompt}”", max(1, 256 // picture.height))
+
+
+def compare(
+    editor: Editor,
+    image: Image.Image | str | Path,
+    prompt: str,
+    source_prompt: str | None = None,
+    methods: Sequence[str] = (),
+    knobs: dict[str, dict] | None = None,
+    **options,
+) -> Generator[Step, None, Comparison]:
+    """Edits the picture by each method, all of METHODS if none is named; a generator of steps that returns the
+    Comparison. knobs: by method. options: of `Editor.steps`.
+
+    One DDIM inversion serves all that start from the same; its time counts for the first. Raises InputError for an
+    unknown method, and where every one named needs a source prompt and there is none.
+    """
+    chosen = [find(name) for name in methods or METHODS]
+    left_out = tuple(m.name for m in chosen if m.needs_source and source_prompt is None)
+    if len(left_out) == len(chosen):
+        raise InputError(
+            f"a source prompt that says what the picture shows was wanted for {', '.join(left_out)}, got none"
+        )
+    results, kept = {}, Inversion()
+    for method in chosen:
+        if method.name in left_out:
+            continue
+        given = {**options, **(knobs or {}).get(method.name, {})}
+        work = editor.steps(image, prompt, method, source_prompt=source_prompt, inversion=kept, pictures=(), **given)
+        result = yield from _named(work, method.name)
+        results[method.name], kept = result, result.kept
+    return Comparison(results, left_out)
+
+
+def _named(work: Generator[Step, None, Result], name: str) -> Generator[Step, None, Result]:
+    """Steps whose stage says which method they are of."""
+    while True:
+        try:
+            step = next(work)
+        except StopIteration as end:
+            return end.value
+        yield Step(f"{name}: {step.stage}", step.index, step.total, step.latents, step.loss, step.iterations)
+
+
+def _label(result: Result) -> list[str]:
+    seconds, counts = sum(result.seconds.values()), result.counts
+    gradients = f", {counts.gradient_passes} gradients" if counts.gradient_passes else ""
+    return [result.method.name, f"{seconds:.1f} s, {counts.row_forwards} rows{gradients}"]

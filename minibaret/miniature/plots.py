@@ -1,0 +1,107 @@
+"""Charts, by matplotlib, which nothing else needs.
+
+Training curves come from the logs of the stages, thinned to what a chart can show and kept beside the weights. A stage
+may have had several runs, each begun with the weights of the one before it.
+"""
+
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from ..errors import InputError
+from ..files import read_json, write_text_whole
+from .training.stages import STAGES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = {  # drawn of each stage
+    "clip": {"loss": "loss", "right": "share of captions found"},
+    "vae": {"loss": "loss", "psnr": "PSNR of the training pictures, dB"},
+    "unet": {"error": "squared error of the noise", "noisy": "squared error, of the noisier half"},
+}
+LINES = 200  # kept of a run
+
+Curves = dict[str, dict[str, list[dict]]]  # lines of the log by stage, then by run: when it began
+
+
+def figure(rows: int, columns: int) -> "Figure":
+    """An empty figure of so many charts. Raises InputError where there is no matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("charts need matplotlib, which is not here: pip install 'minibaret[plots]'") from None
+    made = Figure(figsize=(5 * columns, 3.4 * rows), dpi=120, layout="constrained")
+    made.subplots(rows, columns, squeeze=False)
+    return made
+
+
+def picture(drawn: "Figure") -> Image.Image:
+    file = BytesIO()
+    drawn.savefig(file)
+    return Image.open(file).convert("RGB")
+
+
+def training(curves: Curves) -> "Figure":
+    """A row of charts for each stage: its figures against the pictures seen, all its runs after one another."""
+    drawn = figure(len(curves), 2)
+    for row, (stage, runs) in enumerate(curves.items()):
+        hours = sum(run[-1]["seconds"] for run in runs.values()) / 3600
+        for axes, (name, title) in zip(drawn.axes[2 * row :], FIGURES[stage].items()):
+            before = 0.0
+            for run in runs.values():
+                points = [(before + line["pictures"], line[name]) for line in run if name in line]
+                axes.plot(*zip(*points), color="C0")
+                before += run[-1]["pictures"]
+            axes.set(title=f"{stage}: {title} ({hours:.1f} hours)", xlabel="pictures", yscale="log")
+    return drawn
+
+
+def trade_offs(lines: Mapping[str, Mapping[str, tuple[float, float]]], x: str, y: str, scenes: int) -> "Figure":
+    """A line for each method. lines: by name, then by a point's label, background PSNR and success in %, which x and y
+    call so; scenes: of each point."""
+    drawn = figure(1, 1)
+    axes = drawn.axes[0]
+    for name, points in lines.items():
+        axes.plot(*zip(*points.values()), "o-", label=name)
+        for label, point in points.items():
+            axes.annotate(label, point, (4, 4), textcoords="offset points", fontsize="x-small")
+    doubt = 196 * 0.5 / scenes**0.5  # points, two standard errors of a share of one half
+    axes.set(title=f"{scenes} scenes, success known to ± {doubt:.0f} points", xlabel=x, ylabel=y, ylim=(0, 103))
+    axes.legend()
+    return drawn
+
+
+def keep_curves(runs: Path | None, path: Path) -> Curves:
+    """The curves in `path`, brought up to date with the logs that are in `runs` and written back where there are any.
+
+    Without a file or a log there are none.
+    """
+    curves: Curves = read_json(path) if path.exists() else {}
+    logs = {stage: runs / f"{stage}.jsonl" for stage in STAGES if runs and (runs / f"{stage}.jsonl").exists()}
+    for stage, log in logs.items():
+        for run, lines in read_runs(log).items():
+            every = -(-len(lines) // LINES)
+            curves.setdefault(stage, {})[run] = lines[::-1][::every][::-1]  # the last is among them
+    if logs:
+        write_text_whole(path, json.dumps(curves) + "\n")
+    return {stage: dict(sorted(curves[stage].items())) for stage in STAGES if stage in curves}
+
+
+def read_runs(log: Path) -> dict[str, list[dict]]:
+    """The lines of a log by run.
+
+    A run that was stopped goes on from its last checkpoint, some steps back: what it had logged beyond is dropped.
+    """
+    text = log.read_text(encoding="utf-8")
+    found: dict[str, list[dict]] = {}
+    for line in map(json.loads, text[: text.rfind("\n") + 1].splitlines()):
+        lines = found.setdefault(line["run"], [])
+        while lines and lines[-1]["step"] >= line["step"]:
+            lines.pop()
+        lines.append(line)
+    return found

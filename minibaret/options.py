@@ -1,0 +1,238 @@
+"""What the command line takes. The methods' flags are made from their knobs, one for each name."""
+
+import argparse
+from argparse import BooleanOptionalAction
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+PROG = "minibaret"
+# The same names as in the miniature's world, which is not imported for a --help.
+KINDS = ("posture", "colour", "ground", "animal", "addition")
+DISTORTIONS = ("jpeg", "400x300", "1024x768", "shift", "noise", "tint")
+PARSERS = {"steps": int, "count": int, "number": float, "positive": float, "fraction": float, "word": str}
+
+
+def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """command: the one that will be parsed, whose methods' flags are then there as well."""
+    parser = argparse.ArgumentParser(prog=PROG, description="Edit a real picture from one sentence.")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    full = bool(command) and command[0] in ("edit", "invert", "maps", "evaluate", "generate")
+
+    def add(name: str, help: str, description: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=description or f"{help.capitalize()}.")
+
+    found = add("edit", "edit one picture", "Edit one picture towards a prompt.")
+    _add_picture(found, "edited.png")
+    _add_method(found, full)
+    _add_inversion_file(found, "what `minibaret invert` wrote for this picture; what it holds is not done again")
+    found.add_argument("--sheet", type=Path, help="also write input, other branches and edit side by side")
+    _add_json(found)
+    _add_model(found)
+
+    found = add(
+        "compare", "edit one picture by many methods", "Edit one picture by many methods, on one labelled sheet."
+    )
+    _add_picture(found, "compare.png")
+    found.add_argument("--source-prompt", metavar="PROMPT", help="what the picture shows; some methods need it")
+    found.add_argument("--methods", metavar="A,B,…", help="default: all that `minibaret methods` lists")
+    found.add_argument("--preset", choices=("paper",), help="the papers' values, whatever the model's config says")
+    found.add_argument("--steps", type=int, help="DDIM steps")
+    found.add_argument("--guidance", type=float, help="of classifier-free guidance")
+    _add_json(found)
+    _add_model(found)
+
+    add("methods", "list the methods: what each needs, its knob, what it tunes, its paper")
+
+    found = add(
+        "invert",
+        "do the slow part of edits of one picture, once",
+        "Invert a picture, and tune what the method tunes; `minibaret edit --inversion-file` edits from there. When it "
+        "was interrupted, the same command goes on where it was.",
+    )
+    _add_picture(found, "inversion.safetensors")
+    _add_method(found, full)
+    _add_inversion_file(found, "another inversion of this picture, whose trajectory is taken; the rest is made anew")
+    _add_json(found)
+    _add_model(found)
+
+    found = add(
+        "generate",
+        "make a picture of a prompt; with --source-prompt two, by prompt-to-prompt",
+        "Make a picture of a prompt from noise. With --source-prompt: that prompt's picture beside it, from the same "
+        "noise, whose attention the first one takes (prompt-to-prompt).",
+    )
+    found.add_argument("prompt", help="what the picture should show")
+    found.add_argument("--source-prompt", metavar="PROMPT", help="the prompt that it should be an edit of")
+    found.add_argument("--seed", type=int, default=0, help="of the noise; default %(default)s")
+    _add_output(found, "generated.png")
+    found.add_argument("--preset", choices=("paper",), help="the paper's values, whatever the model's config says")
+    if full:
+        _add_knobs(found.add_argument_group("knobs"), "prompt-to-prompt")
+    _add_json(found)
+    _add_model(found)
+
+    found = add(
+        "maps",
+        "edit one picture and draw where its attention looks",
+        "Draw the cross-attention of words in each branch (the BARET paper's Figure 3).",
+    )
+    _add_picture(found, "maps.png")
+    _add_method(found, full)
+    _add_inversion_file(found, "what `minibaret invert` wrote for this picture; what it holds is not done again")
+    found.add_argument("--words", nargs="+", metavar="WORD", help="words of the prompt; all of them if not given")
+    found.add_argument("--at-step", type=int, metavar="STEP", help="from 0; the mean of all steps if not given")
+    found.add_argument("--levels", type=int, nargs="+", metavar="LEVEL", help="of the UNet, 0 the finest; default all")
+    _add_model(found)
+
+    found = add(
+        "evaluate",
+        "score edits of drawn scenes whose right answer is known",
+        "Edit held-out scenes of the miniature world; compare with the same scenes drawn as the prompt says.",
+    )
+    found.add_argument("--scenes", type=int, default=40, help="default %(default)s")
+    found.add_argument("--kind", choices=KINDS, default="posture", help="what is edited, default %(default)s")
+    found.add_argument("--distortion", choices=DISTORTIONS, help="of the pictures before they are edited")
+    found.add_argument("--sheet", type=Path, help="write input, reconstruction, edit and right answer")
+    _add_force(found)
+    _add_method(found, full, source=False)
+    _add_json(found)
+    _add_model(found)
+
+    found = add(
+        "inspect",
+        "say what a file or folder of weights is",
+        "Print the layout, dtypes and parameters of weights, and whether they would load.",
+    )
+    found.add_argument("path", type=Path, help="a safetensors file, a Hugging Face folder or a minibaret folder")
+    _add_layout(found)
+    return parser
+
+
+def _add_picture(command: argparse.ArgumentParser, output: str) -> None:
+    command.add_argument("image", type=Path, help="picture to edit: PNG, JPEG, WebP, …")
+    command.add_argument("prompt", help="what the edited picture should show")
+    command.add_argument("--fit", choices=("crop", "pad", "stretch"), help="default crop")
+    _add_output(command, output)
+
+
+def _add_output(command: argparse.ArgumentParser, output: str) -> None:
+    command.add_argument("-o", "--output", type=Path, default=Path(output), help="default %(default)s")
+    _add_force(command)
+    command.add_argument("--width", type=int, help="pixels; the model's own size if not given")
+    command.add_argument("--height", type=int)
+
+
+def _add_force(command) -> None:
+    command.add_argument("--force", action="store_true", help="overwrite files that exist")
+
+
+def _add_json(command) -> None:
+    command.add_argument("--json", action="store_true", help="print the summary as one JSON line last")
+
+
+def _add_inversion_file(command: argparse.ArgumentParser, text: str) -> None:
+    text += "; size, fit and knobs not given are the file's"
+    command.add_argument("--inversion-file", type=Path, metavar="FILE", help=text)
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("model")
+    group.add_argument("--weights", type=Path, help="file or folder; without it the miniature that ships")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16")
+    group.add_argument("--compile", action="store_true", help="torch.compile the UNet; takes minutes before it begins")
+    _add_layout(group)
+    group = command.add_argument_group("memory")
+    group.add_argument("--memory", metavar="LIMIT", help="such as 4G or 900M: takes of what follows what it needs")
+    group.add_argument("--on-demand", action="store_true", help="networks are read when needed, and freed after")
+    group.add_argument("--tiled-vae", action="store_true", help="the VAE works in strips; the picture stays the same")
+    group.add_argument("--checkpointing", action="store_true", help="tuning computes twice what it would keep")
+
+
+def _add_layout(group) -> None:
+    group.add_argument("--variant", help="which files of a Hugging Face folder: fp16, non_ema, …")
+    group.add_argument("--tokenizer", type=Path, help="merges.txt, tokenizer.json or bpe_simple_vocab_16e6.txt.gz")
+
+
+def _add_method(command: argparse.ArgumentParser, full: bool, source: bool = True) -> None:
+    """full: with a flag for each name that a knob of any method has, which says every method's default."""
+    group = command.add_argument_group("method", "defaults: the paper's, or the model's own where it has any")
+    group.add_argument("--method", default="baret", help="one that `minibaret methods` lists; default %(default)s")
+    if source:
+        group.add_argument("--source-prompt", metavar="PROMPT", help="what the picture shows; some methods need it")
+    group.add_argument("--preset", choices=("paper",), help="the paper's values, whatever the model's config says")
+    if not full:
+        return
+    _add_knobs(group)
+
+
+def _add_knobs(group, method: str | None = None) -> None:
+    """Of that method, or of all."""
+    for name, entries in knob_fields(method).items():
+        kind = next(iter(entries.values())).metadata["kind"]
+        flag, help = f"--{name.replace('_', '-')}", _help(entries)
+        if kind == "flag":
+            group.add_argument(flag, action=BooleanOptionalAction, default=None, help=help)
+        elif kind in ("fractions", "pair"):
+            group.add_argument(flag, type=_pair, metavar="FIRST:LAST", help=help)
+        elif kind == "weights":
+            group.add_argument(flag, type=_weight, action="append", metavar="WORD=NUMBER", help=help)
+        elif isinstance(kind, str):
+            group.add_argument(flag, type=PARSERS[kind], metavar=kind.upper(), help=help)
+        else:
+            group.add_argument(flag, choices=kind, help=help)
+
+
+def knob_fields(method: str | None = None) -> dict[str, dict]:
+    """The knobs of that method, or of all: fields by name, then by method."""
+    from .methods import METHODS
+
+    found: dict[str, dict] = {}
+    for each in METHODS.values():
+        for entry in fields(each.knobs) if method in (None, each.name) else ():
+            found.setdefault(entry.name, {})[each.name] = entry
+    return found
+
+
+def chosen_knobs(options: argparse.Namespace, method: str | None = None) -> dict:
+    """The knobs that were given, of that method or of any."""
+    given = {name: getattr(options, name, None) for name in knob_fields(method)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def _help(entries: dict) -> str:
+    first = next(iter(entries.values()))
+    groups: dict[object, list[str]] = {}
+    for method, entry in entries.items():
+        groups.setdefault(entry.default, []).append(method)
+    if len(groups) == 1 and len(entries) > 1:
+        where = f"default {_said(first.default)}"
+    else:
+        where = "; ".join(f"{', '.join(names)}: {_said(default)}" for default, names in groups.items())
+    return f"{first.metadata['help']} ({where})".replace("%", "%%")
+
+
+def _said(value) -> str:
+    return ":".join(f"{part:g}" for part in value) if isinstance(value, tuple) and value else str(value)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    first, colon, last = text.partition(":")
+    try:
+        if colon:
+            return float(first), float(last)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"two numbers joined by a colon were wanted, got {text!r}")
+
+
+def _weight(text: str) -> tuple[str, float]:
+    word, equals, number = text.rpartition("=")
+    try:
+        if word and equals:
+            return word, float(number)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"a word and a number joined by an equals sign were wanted, got {text!r}")
