@@ -15,9 +15,9 @@ from minibaret.images import psnr
 # Loading
 
 
-@pytest.mark.parametrize("device", ["meta", "mps", "xpu", "tpu", "", "cuda:x", None])
+@pytest.mark.parametrize("device", ["meta", "xpu", "tpu", "", "cuda:x", None])
 def test_devices_that_this_project_does_not_know(device):
-    with pytest.raises(InputError, match=f"device must be auto, cpu, cuda or cuda:N, got {device!r}"):
+    with pytest.raises(InputError, match=f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}"):
         minibaret.load(device=device)
 
 
@@ -45,7 +45,9 @@ LATE = ("torch._dynamo", "torch._inductor")  # what torch.compile and torch.opti
 
 def test_importing_minibaret_imports_nothing_heavy():
     """Beyond what `import torch` brings along."""
-    code = "import sys, torch; before = set(sys.modules); import minibaret; minibaret.load; print(*set(sys.modules) - before)"
+    code = (
+        "import sys, torch; before = {*sys.modules}; import minibaret; minibaret.load; print(*{*sys.modules} - before)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = done.stdout.split()
     assert "minibaret.editor" in imported and not {*HEAVY, *LATE} & {*imported}

@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 
 import minibaret
 from minibaret import inversion as module
-from minibaret.inversion import Inversion, Origin, load_inversion
-from minibaret.pipeline import network_digest
+from minibaret.inversion import Inversion, Origin, load_inversion, network_digest
 from minibaret.tuning import Tuned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -223,7 +222,7 @@ def test_damaged_files_are_refused_and_left_alone(tmp_path, small, picture):
     with pytest.raises(minibaret.InputError, match="none that minibaret invert wrote"):
         load_inversion(path)
     save_file({"a": torch.zeros(3)}, path, {"format": "minibaret inversion", "version": "1"})
-    with pytest.raises(minibaret.InputError, match="has version 1 of the format; this minibaret reads 2"):
+    with pytest.raises(minibaret.InputError, match='has version "1" of the format; this minibaret reads 2'):
         load_inversion(path)
     with pytest.raises(minibaret.InputError, match="there is no inversion file"):
         load_inversion(tmp_path / "missing.safetensors")
@@ -295,11 +294,12 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, small, pictu
     inversion = small.invert(picture, PROMPT, file=file, **QUICK)
     before = file.read_bytes()
 
-    def full(tensors, path, metadata):
-        Path(path).write_bytes(b"half")
+    def full(unfinished, content):
+        with open(unfinished, "wb") as part:
+            part.write(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(minibaret.InputError, match="cannot be written: No space left on device"):
         inversion.save(file)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
