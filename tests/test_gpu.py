@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import minibaret
-from minibaret import Savings
+from minibaret import METHODS, Savings
 from minibaret.bench import gpu_parts
 from minibaret.bench.random_weights import TINY, random_model
 from minibaret.images import psnr
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")]
+FEW = {"steps": 4, "inner_steps": 1, "embedding_steps": 2, "unet_steps": 2, "tuning_steps": 2}
 PROMPT = "a brown dog lying down on grass"
 
 
@@ -22,6 +23,18 @@ def test_an_edit_is_the_cpus(picture, savings):
     cpu, gpu = (editor.edit(picture, PROMPT, steps=3, inner_steps=1) for editor in editors)
     assert psnr(gpu.image, cpu.image) > 35 and psnr(gpu.images["reconstruction"], cpu.images["reconstruction"]) > 35
     assert gpu.seconds.keys() == cpu.seconds.keys() and gpu.peak_memory > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_shows_what_it_shows_on_the_cpu(picture, name):
+    has = {entry.name for entry in dataclasses.fields(METHODS[name].knobs)}
+    knobs = {knob: count for knob, count in FEW.items() if knob in has}
+    pictures = []
+    for device in ("cpu", "cuda"):
+        editor = minibaret.load(device=device, dtype="float32")
+        source = "a brown dog standing on grass"
+        pictures.append(editor.edit(picture, PROMPT, name, source_prompt=source, size=(64, 64), **knobs).image)
+    assert psnr(*pictures) > 30
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

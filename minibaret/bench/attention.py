@@ -67,13 +67,13 @@ def ways(
         "refine": [[(0, 0, 0)], [(0, 0, 2), (1, 1, 3)]],
     }[case]
 
+    mixed = [(words[:, None] == places) * alpha, torch.diag(1 - alpha)]  # P diag(α) with P[m(j), j] = 1; diag(1 − α)
+
     def values() -> Tensor:
-        """To refine, the last row's mixed as the columns of its map are to be: the sum over j of A[:, m(j)] α_j v_j is
-        A (P diag(α) V) with P[m(j), j] = 1, and A diag(1 − α) V is A ((1 − α) V)."""
+        """To refine, also the edit's by the words of each term: A[:, m] diag(α) V = A (P diag(α) V)."""
         if case != "refine":
             return v
-        kept = v[1] * alpha[:, None, None]
-        return torch.stack([*v, torch.zeros_like(kept).index_add(0, places, kept), v[1] - kept])
+        return torch.stack([*v, *(torch.einsum("mn,nhd->mhd", word, v[1]) for word in mixed)])
 
     def materialised() -> Tensor:
         if case == "maps":

@@ -1,7 +1,6 @@
 """The edit stage as shipped against the naive batch of six rows, with plain attention and with materialised maps."""
 
 import argparse
-import time
 from collections.abc import Iterator
 
 import torch
@@ -66,15 +65,14 @@ def bench(options: argparse.Namespace) -> None:
     if not options.slow:
         for work in ways(sd, found, three).values():  # compiles, allocates; does not count
             list(work)
-    times: dict[tuple[str, str], list[float]] = {}
-    rows: dict[tuple[str, str], int] = dict.fromkeys(((way, kind) for way in WAYS for kind in KINDS), 6)
+    samples: list[tuple[str, str, int, float]] = []  # way, kind of step, rows, milliseconds
     for _ in range(options.rounds):
-        finals = run_in_turns(ways(sd, found, knobs), knobs, sd, times, rows)
-    lines = tabulate(times, rows)
+        finals = run_in_turns(ways(sd, found, knobs), knobs, sd, samples)
+    lines = tabulate(samples)
     edits = {line["way"]: line["median_ms"] for line in lines if line["steps"] == "edit"}
     columns = {"steps": "{steps}", "of 50": "{count}", "way": "{way}", "rows": "{rows}", **common.TIMES}
     print(common.table(lines, columns | {"of SDPA": "{ratio_to_naive:.3f}"}))
-    apart = max(relative(finals[way], finals[NAIVE]) for way in (SHIPPED, MAPS))
+    apart = max(((finals[way] - finals[NAIVE]).abs().max() / finals[NAIVE].std()).item() for way in (SHIPPED, MAPS))
     result = {
         "card": facts,
         "table": lines,
@@ -82,8 +80,7 @@ def bench(options: argparse.Namespace) -> None:
         "ratio_to_maps": round(edits[SHIPPED] / edits[MAPS], 4),
         "latents_difference": apart,
     }
-    print(f"\nshipped / {NAIVE}: {result['ratio_to_naive']:.3f}, shipped / {MAPS}: {result['ratio_to_maps']:.3f}")
-    print(f"the edits' final latents differ by {apart:.1e} of their size at most")
+    print(f"\nthe edits' final latents differ by {apart:.1e} of their size at most")
     common.write_trace(options, {way: lambda way=way: list(ways(sd, found, three)[way]) for way in WAYS})
     common.finish(options, result)
     if options.dtype == torch.float32 and not apart <= EQUAL:
@@ -91,20 +88,16 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def run_in_turns(
-    works: dict[str, Iterator[Tensor]], knobs: BaretKnobs, sd: StableDiffusion, times: dict, rows: dict
+    works: dict[str, Iterator[Tensor]], knobs: BaretKnobs, sd: StableDiffusion, samples: list
 ) -> dict[str, Tensor]:
-    """Every way's first step, every way's second step, …, another way first each time. Adds milliseconds to `times`
-    and the rows of the shipped batches to `rows`, by way and kind of step; returns the final latents."""
+    """Every way's first step, every way's second step, …, another way first each time; returns the final latents."""
     finals, order = {}, list(works)
     for index in range(knobs.steps):
         for way in order:
-            common.synchronize(sd.device)
-            before, begin = sd.counts.row_forwards, time.perf_counter()
-            finals[way] = next(works[way])
-            common.synchronize(sd.device)
-            times.setdefault((way, kind_of(index, knobs)), []).append((time.perf_counter() - begin) * 1e3)
-            if way == SHIPPED:
-                rows[way, kind_of(index, knobs)] = sd.counts.row_forwards - before
+            before = sd.counts.row_forwards
+            took = common.milliseconds(lambda way=way: finals.update({way: next(works[way])}), 1, sd.device)
+            rows = sd.counts.row_forwards - before if way == SHIPPED else len(naive.SELF)
+            samples.append((way, kind_of(index, knobs), rows, took))
         order.append(order.pop(0))
     return finals
 
@@ -113,26 +106,17 @@ def kind_of(step: int, knobs: BaretKnobs) -> str:
     return KINDS[(step >= knobs.first(knobs.self_steps)) + (step >= knobs.first(knobs.cross_steps))]
 
 
-def tabulate(times: dict, rows: dict) -> list[dict]:
+def tabulate(samples: list[tuple[str, str, int, float]]) -> list[dict]:
     """The time of every kind of step by every way, and of a whole edit, put together from them."""
-    lines = []
+    kinds = [kind_of(index, WHOLE) for index in range(WHOLE.steps)]
+    lines, edits = [], {way: {"steps": "edit", "way": way, "count": WHOLE.steps} for way in WAYS}
     for kind in KINDS:
-        count = [kind_of(index, WHOLE) for index in range(WHOLE.steps)].count(kind)
         for way in WAYS:
-            many = {"count": count, "rows": rows[way, kind], "samples": len(times[way, kind])}
-            lines.append({"steps": kind, "way": way, **many, **common.spread(times[way, kind])})
-    for way in WAYS:
-        parts = [line for line in lines if line["way"] == way]
-        sums = {
-            key: round(sum(line["count"] * line[key] for line in parts), 4) for key in ("rows", *common.spread([0.0]))
-        }
-        lines.append({"steps": "edit", "way": way, "count": WHOLE.steps, **sums})
-    for line in lines:
-        plain = next(other for other in lines if (other["steps"], other["way"]) == (line["steps"], NAIVE))
-        line["ratio_to_naive"] = round(line["median_ms"] / plain["median_ms"], 4)
-    return lines
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, over the standard deviation."""
-    return ((ours - theirs).abs().max() / theirs.std()).item()
+            rows, times = zip(*((rows, took) for *which, rows, took in samples if which == [way, kind]))
+            line = {"steps": kind, "way": way, "count": kinds.count(kind), "rows": rows[0], "samples": len(times)}
+            lines.append(line | common.spread(list(times)))
+            for key in ("rows", "median_ms", "low_ms", "high_ms"):
+                edits[way][key] = round(edits[way].get(key, 0) + line["count"] * lines[-1][key], 4)
+    lines += edits.values()
+    plain = {line["steps"]: line["median_ms"] for line in lines if line["way"] == NAIVE}
+    return [line | {"ratio_to_naive": round(line["median_ms"] / plain[line["steps"]], 4)} for line in lines]

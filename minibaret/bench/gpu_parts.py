@@ -119,7 +119,8 @@ def miniature(at: Scale) -> Iterator[dict]:
 
 def attention(at: Scale) -> Iterator[dict]:
     """Each way to let two rows share, in turns, beside the roofline's prediction."""
-    os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="minibaret-triton-")  # so that a first call compiles
+    cold = tempfile.TemporaryDirectory(prefix="minibaret-")
+    os.environ["TRITON_CACHE_DIR"] = cold.name  # so that a first call compiles
     gpu = next((key for key in GPUS if key in common.device_name(at.device).lower()), None)
     sites = ways_to_attend.sites(at.shapes)
     for site in (f"{kind}-{tokens}" for kind in ("self", "cross") for tokens in at.tokens):
