@@ -1,115 +1,122 @@
-"""Attention maps of an edit, recorded on a tiny UNet with random weights."""
+"""Attention maps of an edit, kept while it runs, on a UNet of random weights."""
 
 import dataclasses
+import math
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from runs import PROMPT, QUICK, drain, sharpened
 
-from minibaret import balanced_attention as bam
-from minibaret import baret
+from minibaret.control import Layer, Row, RowControl
 from minibaret.errors import InputError
 from minibaret.maps import MapCollector, MapRequest, check_request, find_words
+from minibaret.methods import METHODS, Job
+from minibaret.methods.baret import BaretKnobs
 from minibaret.models.configs import SD15, VAEConfig
-from minibaret.models.injection import Injection
-from minibaret.models.recorder import MapRecorder
 from minibaret.models.tokenizer import ClipTokenizer
-from minibaret.settings import Settings
-from minibaret.sheet import PAPER, contact_sheet, heat
 
-SHORT = Settings(steps=5, guidance=3.0, inner_steps=1, learning_rate=1e-2, self_steps=0.4, cross_steps=0.6)
+BRANCHES = ("reconstruction", "transition", "edit")
+SHORT = BaretKnobs(**{**QUICK, "steps": 5, "inner_steps": 1}, self_steps=0.4, cross_steps=0.6)
 
 
-def run(unet, maps=None, settings=SHORT):
+def run(sd, collector=None, **changes) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    latents, target, null = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 24), torch.randn(1, 5, 24)
-    work = baret.run(unet, latents, target, null, settings, collector=maps)
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
+    recorders = (collector,) if collector else ()
+    job = Job(torch.randn(1, 4, 8, 8), PROMPT, pictures=BRANCHES, recorders=recorders)
+    return drain(METHODS["baret"].edit(sd, job, dataclasses.replace(SHORT, **changes)))[1]
 
 
-def softmax_maps(unet, latents, context):
-    """The maps of a plain forward's first self and cross site, by the definition."""
+def collector(words=(), points=(), tokens=(), grid=(8, 8), **where) -> MapCollector:
+    return MapCollector(MapRequest(words, points, **where), list(tokens), grid, 8)
+
+
+def test_maps_are_those_of_the_definition(unet):
+    """softmax(q kᵀ / √D), mean of the heads: of one layer, at the words and points asked for."""
+    latents, context, found = (
+        torch.randn(1, 4, 8, 8),
+        torch.randn(1, 77, 24),
+        collector(("dog", "lying down"), ((40, 24),), ([4], [1, 2]), levels=(0,)),
+    )
     block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
-    seen = []
-    handles = [
-        site.register_forward_hook(lambda site, inputs, out: seen.append((site, inputs)))
-        for site in (block.attn1, block.attn2)
-    ]
-    unet(latents, torch.tensor(7), context)
-    for handle in handles:
-        handle.remove()
-    found = []
-    for site, (x, text, *_) in seen:
-        q = site.to_q(x).unflatten(-1, (2, 8))
-        k = site.to_k(x).unflatten(-1, (2, 8)) if text is None else text[0]
-        found.append((torch.einsum("bnhd,bmhd->bhnm", q, k) / 8**0.5).softmax(-1).mean(1))
-    return found
-
-
-def test_a_recorder_sees_the_maps_that_attention_uses(unet):
-    latents, context = torch.randn(3, 4, 8, 8), torch.randn(3, 5, 24)
-    itself, cross = softmax_maps(unet, latents, context)
-    first = MapRecorder([2, 0], [4, 1], [(3, 5)], (8, 8))
-    block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
-    plain = unet(latents, torch.tensor(7), context)
-    assert torch.equal(unet(latents, torch.tensor(7), context, recorder=first), plain)
-    assert first.cross_maps.shape == (2, 2, 8, 8) and first.self_maps.shape == (2, 1, 8, 8)
-    assert torch.allclose(first.self_maps.sum((-1, -2)), torch.ones(2, 1), atol=1e-5)
-    alone = MapRecorder([2, 0], [4, 1], [(3, 5)], (8, 8))
-    features = unet.down_blocks[0].resnets[0](unet.conv_in(latents), unet.time_embedding(torch.tensor([7.0]).expand(3)))
-    unet.down_blocks[0].attentions[0](features, unet.project_text(context)[0], (None, None), alone)
-    assert torch.allclose(alone.cross_maps, cross[[2, 0]][..., [4, 1]].mT.unflatten(-1, (8, 8)), atol=1e-6)
-    assert torch.allclose(alone.self_maps, itself[[2, 0], 3 * 8 + 5].view(2, 1, 8, 8), atol=1e-6)
-    assert block.attn1.heads == 2
-
-
-def test_injected_rows_show_the_map_they_take(unet):
-    latents, context = torch.randn(3, 4, 8, 8), torch.randn(3, 5, 24)
-    recorder = MapRecorder([0, 1, 2], [1, 2], [(0, 7)], (8, 8))
-    unet(latents, torch.tensor(7), context, Injection((0, 1, 0), (0, 1, 1)), recorder)
-    assert torch.equal(recorder.cross_maps[2], recorder.cross_maps[1])
-    assert torch.equal(recorder.self_maps[2], recorder.self_maps[0])
-    assert not torch.equal(recorder.cross_maps[0], recorder.cross_maps[1])
+    seen = {}
+    for name in ("attn1", "attn2"):
+        getattr(block, name).register_forward_hook(lambda layer, inputs, out, name=name: seen.update({name: inputs}))
+    control = RowControl(0, [Row("edit", True)], {}, [found])
+    first, layers = found.see, []
+    found.see = lambda step, layer, *more: (layers.append(layer), layer.index == 0 and first(step, layer, *more))
+    unet(latents, torch.tensor(7), context, control)
+    assert {layer.level for layer in layers} == {0}
+    definition = {}
+    for name, (x, text, *_) in seen.items():
+        q = getattr(block, name).to_q(x).unflatten(-1, (2, 8))
+        k = getattr(block, name).to_k(text).unflatten(-1, (2, 8))
+        definition[name] = (torch.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(8)).softmax(-1).mean(1)[0]
+    words, points = found.maps.words[0]["edit"], found.maps.points[0]["edit"]
+    assert torch.allclose(words[0], definition["attn2"][:, 4].view(8, 8), atol=1e-6)
+    assert torch.allclose(words[1], definition["attn2"][:, 1:3].mean(1).view(8, 8), atol=1e-6)
+    assert torch.allclose(points[0], definition["attn1"][3 * 8 + 5].view(8, 8), atol=1e-6)  # (40, 24) / 8 pixels
+    assert points.sum() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("rigid", [False, True])
-def test_maps_of_every_process_at_the_steps_asked_for(unet, rigid):
-    settings = dataclasses.replace(SHORT, rigid=rigid)
-    collector = MapCollector(MapRequest(("dog", "lying"), ((3, 60),), steps=(0, 4)), [[1], [2, 3]], (8, 8), 8)
-    maps = run(unet, collector, settings).maps
-    assert set(maps.words) == set(maps.points) == {0, 4}
+def test_maps_of_every_branch_at_the_steps_asked_for(small, rigid):
+    sharpened(small.model.unet)
+    found = collector(("dog", "lying"), ((3, 60),), ([1], [2, 3]), steps=(0, 4))
+    run(small.sd, found, rigid=rigid)
+    maps, middle = found.maps, "reconstruction" if rigid else "transition"
+    assert set(maps.words) == set(maps.points) == {0, 4} and maps.branches == {"reconstruction", middle, "edit"}
     for step in (0, 4):
-        assert set(maps.words[step]) == set(bam.PROCESSES)
         assert all(value.shape == (2, 8, 8) for value in maps.words[step].values())
         assert all(value.shape == (1, 8, 8) for value in maps.points[step].values())
-    assert torch.equal(maps.words[0]["edit"], maps.words[0]["transition"])  # injected
-    assert not torch.equal(maps.words[4]["edit"], maps.words[4]["transition"])  # no longer
-    assert torch.equal(maps.words[0]["transition"], maps.words[0]["reconstruction"]) == rigid
+        assert torch.equal(maps.words[step]["edit"], maps.words[step][middle]) == (step == 0)  # taken, then no longer
+        assert torch.equal(maps.points[step]["edit"], maps.points[step]["reconstruction"]) == (step == 0)
     assert torch.equal(maps.of_word("lying", "edit", 4), maps.words[4]["edit"][1])
     mean = (maps.words[0]["edit"][0] + maps.words[4]["edit"][0]) / 2
     assert torch.allclose(maps.of_word("dog", "edit"), mean)
 
 
-def test_recording_does_not_change_the_edit(unet):
-    plain = run(unet)
-    recorded = run(unet, MapCollector(MapRequest(("dog",)), [[1]], (8, 8), 8))
-    assert plain.maps is None and len(recorded.maps.words) == 5
-    assert torch.allclose(plain.latents["edit"], recorded.latents["edit"], atol=1e-4)
+def test_a_map_whose_columns_are_mixed_is_seen_as_it_is_used():
+    """A sum of takes with words, as prompt-to-prompt refines a prompt."""
+    q, (k, other), words = torch.randn(1, 64, 2, 8), torch.randn(2, 1, 77, 2, 8), torch.rand(77, 77)
+    found = collector(("dog",), (), ([5],))
+    layer = Layer("cross", 0, 64, "down", 0)
+    found.see(2, layer, "edit", [(q, k, words), (q, other, None)])
+
+    def definition(k):
+        return (torch.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(8)).softmax(-1).mean(1)[0]
+
+    wanted = (definition(k) @ words + definition(other))[:, 5].view(8, 8)
+    assert torch.allclose(found.maps.words[2]["edit"][0], wanted, atol=1e-6)
+
+
+def test_keeping_maps_does_not_change_the_edit(small):
+    sharpened(small.model.unet)
+    plain, found = run(small.sd), collector(("dog",), (), ([1],))
+    kept = run(small.sd, found)
+    assert len(found.maps.words) == 5
+    for name in BRANCHES:  # more rows in a batch, summed in another order
+        assert (plain[name] - kept[name]).abs().max() < 1e-4 * plain[name].std()
+
+
+def test_an_editor_keeps_the_maps_that_are_asked_for(small, picture):
+    request = MapRequest(("dog", "lying down"), ((5, 20),), steps=(1,))
+    result = small.edit(picture, PROMPT, maps=request, **QUICK)
+    assert set(result.maps.words) == {1} and result.maps.branches == {*BRANCHES}
+    assert result.maps.words[1]["edit"].shape == (2, 4, 4) and result.maps.points[1]["edit"].shape == (1, 4, 4)
+    assert small.edit(picture, PROMPT, **QUICK).maps is None
 
 
 def test_points_fall_on_the_latents_of_the_models_own_vae():
     config = dataclasses.replace(SD15, vae=VAEConfig(channels=(8, 16, 16)))
     assert (SD15.latent_factor, config.latent_factor, config.size_multiple) == (8, 4, 32)
-    collector = MapCollector(MapRequest(points=((3, 60),)), [], (32, 32), config.latent_factor)
-    assert collector.recorder(0, bam.all_rows(0, SHORT)).points == [(15, 0)]
+    found = MapCollector(MapRequest(points=((60, 3),)), [], (32, 32), config.latent_factor)
+    q = torch.zeros(1, 32 * 32, 1, 8)
+    q[0, 15] = 100.0  # the query at (15, 0), whose key is its own
+    found.see(0, Layer("self", 0, 32 * 32, "down", 0), "edit", [(q, q / 100, None)])
+    assert found.maps.points[0]["edit"][0].argmax() == 15
 
 
-def test_words_are_found_in_the_text():
+def test_words_are_found_in_the_prompt():
     tokenizer = ClipTokenizer([("d", "o"), ("do", "g</w>")])
     assert find_words(("Dog", "on"), "a dog on a dog", tokenizer) == [[2, 6], [3, 4]]
     for word in ("cat", "\udcff"):
@@ -129,19 +136,3 @@ def test_words_are_found_in_the_text():
 def test_a_request_that_does_not_fit_is_said(request_, said):
     with pytest.raises(InputError, match=said):
         check_request(request_, (128, 96), 5, 2)
-
-
-def test_heat_is_brightest_where_the_value_is():
-    drawn = heat(Image.new("RGB", (8, 8), "grey"), torch.eye(8))
-    brightness = torch.from_numpy(np.array(drawn.convert("L"), dtype=np.int64))
-    assert brightness.diagonal().min() > brightness[~torch.eye(8, dtype=torch.bool)].max()
-
-
-def test_a_title_wider_than_the_pictures_widens_the_sheet():
-    picture = Image.new("RGB", (32, 32), "red")
-    narrow = contact_sheet([[picture]], ["dog"])
-    sheet = np.asarray(contact_sheet([[picture]], ["dog"], "a title that is far wider than the picture under it"))
-    assert sheet.shape[1] > 4 * narrow.width
-    assert (sheet[:, :4] == PAPER).all() and (sheet[:, -4:] == PAPER).all()  # no letter is cut off
-    red = np.argwhere((sheet == (255, 0, 0)).all(-1))
-    assert len(red) == 32 * 32 and abs(red[:, 1].mean() - sheet.shape[1] / 2) < 1
