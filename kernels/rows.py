@@ -11,9 +11,6 @@ def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
     if len(set(rows)) == 1:
         return x[rows[0] : rows[0] + 1].expand(len(rows), *x.shape[1:])
     run = range(rows[0], rows[-1] + 1, max(1, rows[1] - rows[0]))
-    return x[run.start : run.stop : run.step] if list(rows) == list(run) else gather_rows(x, rows)
-
-
-def gather_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """x[rows] as a copy."""
+    if list(rows) == list(run):
+        return x[run.start : run.stop : run.step]
     return torch.cat([x[row : row + 1] for row in rows])

@@ -1,7 +1,8 @@
-"""The operator on PyTorch: differentiable, on every device, scores in float32.
+"""The operator on PyTorch: differentiable, on every device.
 
 What takes the same map shares one QKᵀ and one softmax: one call of scaled_dot_product_attention has the values side by
-side along the features, and the shared queries and keys padded with zeros to the same width.
+side along the features, and the shared queries and keys padded with zeros to the same width. So the products cost as
+much as without sharing, the exponentials a share of it.
 """
 
 from collections.abc import Sequence

@@ -69,8 +69,11 @@ def configuration(capability: int, features: int, keys: int) -> Configuration:
 
 
 def triton_problem(device: torch.device | str) -> str | None:
-    """One sentence on why the Triton kernel cannot work on this device, or None if it can. Found out once per device:
-    the first time, a kernel of one line is compiled and launched."""
+    """One sentence on why the Triton kernel cannot work on this device, or None if it can.
+
+    Found out once per device: the first time, a kernel of one line is compiled and launched. Ask before a CUDA graph
+    is captured, since nothing can be loaded meanwhile.
+    """
     device = torch.device(device)
     return _unfit(device) or _first_launch(device)
 
@@ -81,7 +84,7 @@ def _unfit(device: torch.device) -> str | None:
     if INTERPRETED:
         return None
     if device.type != "cuda":
-        return f"it runs on CUDA, the tensors are on {device}"
+        return f"it runs on CUDA, not on {device}"
     if torch.version.hip:
         return "it is for NVIDIA's GPUs, this PyTorch is built for ROCm"
     capability = torch.cuda.get_device_capability(device)

@@ -28,8 +28,8 @@ def forward(
 ):  # fmt: skip
     """One program: BLOCK_QUERIES queries of one head of one entry, over all M keys.
 
-    e0 … e7: the launch's entries, packed by `triton_attention.packed`. OUT: (rows, N, heads, D), contiguous. ONE_TILE:
-    M is at most BLOCK_KEYS. RAGGED: the last tile of keys is not full. UPCAST: multiply in float32, for the
+    e0 … e7: the launch's entries, packed by `triton_attention.launches`. OUT: (rows, N, heads, D), contiguous.
+    ONE_TILE: M is at most BLOCK_KEYS. RAGGED: the last tile of keys is not full. UPCAST: multiply in float32, for the
     interpreter only.
     """
     queries = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
@@ -99,22 +99,20 @@ def _attend(
             keys = start + tl.arange(0, BLOCK_KEYS)
             scores = _scores(q_0, q_1, K, keys, M, k_token, D, LOW, HIGH, False, UPCAST)
             weights, shrink, peak, total = _softmax_step(scores, peak, total, scale)
-            weights = weights.to(V.dtype.element_ty)
             v_0 = _values(V, keys, M, v_token, v_gap, D, SHARE, 0, WIDTH_0, False)
-            out_0 = _dot(weights, v_0, out_0 * shrink[:, None], UPCAST)
+            out_0 = _dot(weights.to(v_0.dtype), v_0, out_0 * shrink[:, None], UPCAST)
             if HIGH > 0:
                 v_1 = _values(V, keys, M, v_token, v_gap, D, SHARE, START_1, WIDTH_1, False)
-                out_1 = _dot(weights, v_1, out_1 * shrink[:, None], UPCAST)
-        if RAGGED:
+                out_1 = _dot(weights.to(v_1.dtype), v_1, out_1 * shrink[:, None], UPCAST)
+        if RAGGED:  # the same once more, masked
             keys = full + tl.arange(0, BLOCK_KEYS)
             scores = _scores(q_0, q_1, K, keys, M, k_token, D, LOW, HIGH, True, UPCAST)
             weights, shrink, peak, total = _softmax_step(scores, peak, total, scale)
-            weights = weights.to(V.dtype.element_ty)
             v_0 = _values(V, keys, M, v_token, v_gap, D, SHARE, 0, WIDTH_0, True)
-            out_0 = _dot(weights, v_0, out_0 * shrink[:, None], UPCAST)
+            out_0 = _dot(weights.to(v_0.dtype), v_0, out_0 * shrink[:, None], UPCAST)
             if HIGH > 0:
                 v_1 = _values(V, keys, M, v_token, v_gap, D, SHARE, START_1, WIDTH_1, True)
-                out_1 = _dot(weights, v_1, out_1 * shrink[:, None], UPCAST)
+                out_1 = _dot(weights.to(v_1.dtype), v_1, out_1 * shrink[:, None], UPCAST)
     heads = tl.num_programs(1)
     OUT += (_row(entry, 4) * N * heads + head) * D + queries[:, None] * (heads * D)
     gap = ((_row(entry, 5) - _row(entry, 4)) * N * heads * D).to(tl.int32)

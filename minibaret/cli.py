@@ -14,9 +14,12 @@ from .options import PROG, chosen_knobs, parser
 from .process import NOT_READ, NOTHING_DONE, STOPPED, steady_streams, stopped_by_signals
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .editor import Editor
     from .result import Result
 
+MOST_COLUMNS = 5  # pictures side by side on a sheet
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "enough memory")  # how PyTorch says it, by device and system
 
 
@@ -28,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             from . import loading  # noqa: F401 - and with it PyTorch
         try:
             with stopped_by_signals():
+                options.written = []
                 COMMANDS[options.command](options)
                 sys.stdout.flush()
         except InputError as error:
@@ -43,17 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
             said = "there is not enough memory; --memory LIMIT makes an edit take less, or says how much it needs"
             return _fail(said)
         except KeyboardInterrupt as stop:
-            return _fail(f"stopped; {str(stop) or 'nothing was written'}", STOPPED)
+            written = ", ".join(map(str, options.written)) or "nothing"
+            return _fail(f"stopped; {str(stop) or f'{written} was written'}", STOPPED)
     return 0
 
 
 def edit(options: argparse.Namespace) -> None:
-    from .images import write_image
     from .progress import ProgressBars
     from .sheet import edit_sheet
 
     _check_outputs(options, options.output, options.sheet)
     editor, arguments = _prepare(options)
+    _check_pictures(options, arguments["size"], {options.output: 1, options.sheet: MOST_COLUMNS})
     with ProgressBars() as bars:
         result = editor.edit(
             options.image,
@@ -62,9 +67,9 @@ def edit(options: argparse.Namespace) -> None:
             watch=bars,
             **arguments,
         )
-    write_image(result.image, options.output)
+    _write(options, result.image, options.output)
     if options.sheet:
-        write_image(edit_sheet(result, options.prompt), options.sheet)
+        _write(options, edit_sheet(result, options.prompt), options.sheet)
     _report(options, result)
     if arguments["inversion"]:
         gave, anew = ([e.name for e in result.kept.entries if e.read == read] for read in (True, False))
@@ -74,7 +79,6 @@ def edit(options: argparse.Namespace) -> None:
 
 
 def generate(options: argparse.Namespace) -> None:
-    from .images import write_image
     from .methods.prompt_to_prompt import generate
     from .progress import ProgressBars, run_to_end
     from .sheet import columns_sheet
@@ -83,14 +87,16 @@ def generate(options: argparse.Namespace) -> None:
     method, source = "prompt-to-prompt", options.source_prompt
     editor = _load(options)
     knobs = editor.knobs(method, options.preset, **chosen_knobs(options, method))
-    size = editor.check_size(_size(options, editor))
+    size = _size(options, editor)
+    _check_pictures(options, size, {options.output: 1 if source is None else 2})
     editor.check_prompts(method, options.prompt, options.prompt if source is None else source)
+    _warn_of_words(editor, options)
     with ProgressBars() as bars:
         found = run_to_end(generate(editor.sd, source, options.prompt, knobs, size, options.seed), bars)
     picture = editor.sd.decode(found["edit"])
     if source is not None:
         picture = columns_sheet([[editor.sd.decode(found["source"]), picture]], [source, options.prompt])
-    write_image(picture, options.output)
+    _write(options, picture, options.output)
     print(f"{options.output}: seed {options.seed}")
     if options.json:
         print(json.dumps({"seed": options.seed, "output": str(options.output)}))
@@ -98,7 +104,6 @@ def generate(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     from .compare import compare
-    from .images import write_image
     from .methods import METHODS
     from .progress import ProgressBars, run_to_end
 
@@ -110,10 +115,12 @@ def compare(options: argparse.Namespace) -> None:
     shared = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
     choices = {"source_prompt": options.source_prompt, "methods": names, "preset": options.preset, **shared}
     size = _size(options, editor)
+    _check_pictures(options, size, {options.output: MOST_COLUMNS})
+    _warn_of_words(editor, options)
     with ProgressBars() as bars:
         work = compare(editor, options.image, options.prompt, size=size, fit=options.fit, **choices)
         found = run_to_end(work, bars)
-    write_image(found.sheet(options.prompt), options.output)
+    _write(options, found.sheet(options.prompt), options.output)
     for name, result in found.results.items():
         counts = result.counts
         print(f"{name:<18} {sum(result.seconds.values()):6.1f} s {counts.row_forwards:6} row-forwards", end="")
@@ -150,7 +157,13 @@ def invert(options: argparse.Namespace) -> None:
     try:
         with ProgressBars() as bars:
             found = editor.invert(
-                options.image, options.prompt, file=options.output, restart=options.force, watch=bars, **arguments
+                options.image,
+                options.prompt,
+                file=options.output,
+                restart=options.force,
+                overwrite=options.force,
+                watch=bars,
+                **arguments,
             )
     except KeyboardInterrupt:
         unfinished = unfinished_path(options.output)
@@ -165,7 +178,6 @@ def invert(options: argparse.Namespace) -> None:
 
 
 def maps(options: argparse.Namespace) -> None:
-    from .images import write_image
     from .maps import MapRequest
     from .progress import ProgressBars
     from .sheet import maps_sheet
@@ -174,15 +186,15 @@ def maps(options: argparse.Namespace) -> None:
     editor, arguments = _prepare(options)
     words = tuple(options.words or dict.fromkeys(options.prompt.split()))
     request = MapRequest(words, steps=None if options.at_step is None else [options.at_step], levels=options.levels)
+    _check_pictures(options, arguments["size"], {options.output: 1 + len(words)})
     with ProgressBars() as bars:
         result = editor.edit(options.image, options.prompt, maps=request, pictures="all", watch=bars, **arguments)
-    write_image(maps_sheet(result, options.prompt, options.at_step), options.output)
+    _write(options, maps_sheet(result, options.prompt, options.at_step), options.output)
     print(f"{options.output}: where {', '.join(words)} are looked at")
 
 
 def evaluate(options: argparse.Namespace) -> None:
     from .evaluation import evaluate, means
-    from .images import write_image
     from .miniature.cases import SEEDS, drawn_case
     from .progress import ProgressBars
 
@@ -196,7 +208,7 @@ def evaluate(options: argparse.Namespace) -> None:
     with ProgressBars() as bars:
         scores, sheet = evaluate(editor, cases, options.method, knobs, watch=bars.count, **choices)
     if sheet:
-        write_image(sheet, options.sheet)
+        _write(options, sheet, options.sheet)
     figures = means(scores)
     for name, (value, low, high, _) in figures.items():
         print(f"{name:>22}  {value:9.3f}  ({low:.3f} to {high:.3f})")
@@ -241,6 +253,7 @@ def _prepare(options: argparse.Namespace) -> tuple["Editor", dict]:
     knobs = _knobs(options)
     inversion = load_inversion(options.inversion_file) if options.inversion_file else None
     editor = _load(options)
+    _warn_of_words(editor, options)
     return editor, {
         "method": options.method,
         "source_prompt": options.source_prompt,
@@ -254,7 +267,9 @@ def _prepare(options: argparse.Namespace) -> tuple["Editor", dict]:
 
 def _size(options: argparse.Namespace, editor: "Editor", size: tuple[int, int] | None = None) -> tuple[int, int]:
     width, height = size or 2 * [editor.config.image_size]
-    return (width if options.width is None else options.width, height if options.height is None else options.height)
+    return editor.check_size(
+        (width if options.width is None else options.width, height if options.height is None else options.height)
+    )
 
 
 def _load(options: argparse.Namespace) -> "Editor":
@@ -268,13 +283,37 @@ def _load(options: argparse.Namespace) -> "Editor":
 
 def _check_outputs(options: argparse.Namespace, *paths: Path | None) -> None:
     """Raises InputError where a picture could not be written to one of these, before any work is done for it."""
+    from .files import same_place
     from .images import check_writable
 
     paths = [path for path in paths if path]
-    if len({path.absolute() for path in paths}) < len(paths):
+    if len(paths) == 2 and same_place(*paths):
         raise InputError(f"--output and --sheet must be two files, got {paths[0]} for both")
     for path in paths:
         check_writable(path, options.force)
+
+
+def _check_pictures(options: argparse.Namespace, size: tuple[int, int], columns: dict[Path | None, int]) -> None:
+    """Raises InputError where a file cannot hold as many pictures of the size side by side as are given for it."""
+    from .images import check_writable
+
+    for path, count in columns.items():
+        if path:
+            check_writable(path, options.force, (count * size[0], size[1]))
+
+
+def _write(options: argparse.Namespace, picture: "Image.Image", path: Path) -> None:
+    from .images import write_image
+
+    write_image(picture, path, options.force)
+    options.written.append(path)
+
+
+def _warn_of_words(editor: "Editor", options: argparse.Namespace) -> None:
+    words = editor.config.unknown_words(f"{options.prompt} {options.source_prompt or ''}")
+    if words:
+        said = f"{editor.config.name} does not know these words and takes no sense from them: {', '.join(words)}"
+        print(f"{PROG}: {said}; Stable Diffusion 1.5 knows most words (--weights PATH)", file=sys.stderr)
 
 
 def _report(options: argparse.Namespace, result: "Result") -> None:
@@ -285,6 +324,8 @@ def _report(options: argparse.Namespace, result: "Result") -> None:
     if "reconstruction_psnr" in summary:
         figures.append(f"reconstruction {summary['reconstruction_psnr']:.1f} dB against the input")
     print(", ".join(figures))
+    if "colours" in summary:
+        print(f"{options.image}: {summary['colours']}")
     if summary["peak_memory"] is not None:
         print(f"peak memory {summary['peak_memory'] / 1e9:.2f} GB; savings: {summary['savings']}")
 

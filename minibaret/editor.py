@@ -1,21 +1,23 @@
 """`Editor`: weights and what stands around them, from a picture and a prompt to the edited picture."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from .errors import InputError
 from .files import check_place
-from .images import FITS, fit_image, read_image, to_rgb
+from .images import FITS, Picture, fit_image, read_image
 from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inversion, unfinished_path
 from .maps import MapCollector, MapRequest, check_request, find_words
 from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, peak_memory, plan
 from .methods import Job, Knobs, Method, find
 from .pipeline import StableDiffusion
-from .progress import Clock, run_to_end
+from .progress import Clock, outside_inference_mode, run_to_end
 from .result import Result
 from .sampler import Step
 from .weights import Model, OnDemandModel
@@ -23,6 +25,7 @@ from .weights.folder import tuples
 
 ALL = "all"  # pictures: of every branch that a method has
 BRANCHES = ("reconstruction", "transition", "source")  # that methods name, beside the edit
+LARGEST_SIDE = 8192  # pixels; where memory ends, an edit ends long before
 
 
 class Editor:
@@ -51,7 +54,7 @@ class Editor:
 
     def edit(
         self,
-        image: Image.Image | str | Path,
+        image: Picture,
         prompt: str,
         method: str | Method | Callable = "baret",
         *,
@@ -64,9 +67,10 @@ class Editor:
         """
         return run_to_end(self.steps(image, prompt, method, **options), watch)
 
+    @outside_inference_mode
     def steps(
         self,
-        image: Image.Image | str | Path,
+        image: Picture,
         prompt: str,
         method: str | Method | Callable = "baret",
         *,
@@ -81,24 +85,25 @@ class Editor:
     ) -> Generator[Step, None, Result]:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
-        image: a picture or a file; prompt: what the edited picture should show; method: a name of `METHODS`, or a
-        function edit(sd, job, knobs) of your own; source_prompt: what the picture shows, which some methods need; size:
-        (width, height) in pixels, the model's if None; fit: "crop", "pad" or "stretch", the first if None; pictures:
-        branches whose pictures are wanted beside the edit's, such as "transition", or "all"; maps: attention maps to
-        keep. inversion: an earlier one of the same picture, model and settings, whose work is not done again; size, fit
-        and knobs that are not given are then the inversion's. preset: "paper" for the method's own values, whatever the
-        model's config says. knobs: the method's, by name.
+        image: a picture, as `images.read_image` takes it; prompt: what the edited picture should show; method: a name
+        of `METHODS`, or a function edit(sd, job, knobs) of your own; source_prompt: what the picture shows, which some
+        methods need; size: (width, height) in pixels, the model's if None; fit: "crop", "pad" or "stretch", the first
+        if None; pictures: branches whose pictures are wanted beside the edit's, such as "transition", or "all"; maps:
+        attention maps to keep. inversion: an earlier one of the same picture, model and settings, whose work is not
+        done again; size, fit and knobs that are not given are then the inversion's. preset: "paper" for the method's
+        own values, whatever the model's config says. knobs: the method's, by name.
 
         A step's latents are the run's own; what is written to them changes it. Raises InputError, when the first step
         is asked for, for a picture that cannot be read, a prompt that is empty or too long, or anything that does not
         fit; later, where a loss or a number of the picture is not finite.
         """
         method = find(method)
+        size, fit = self._frame(size, fit, inversion)
         chosen = self._chosen(method, preset, inversion, knobs)
-        picture, fit = self._prepare(image, size, fit, inversion)
-        pictures = {"edit", *(BRANCHES if pictures == ALL else pictures)}
+        pictures = _branches(pictures)
         self.check_prompts(method, prompt, source_prompt)
-        sd, expected = self._plan(method, chosen, picture.size, inversion)
+        sd, expected = self._plan(method, chosen, size, inversion)
+        picture = fit_image(read_image(image), size, fit)
         forget_peak(self.device)
         kept, clock = Inversion(), Clock(self.device)
         sd.embed(prompt), sd.embed(source_prompt or ""), sd.embed("")  # before other networks are read
@@ -108,9 +113,9 @@ class Editor:
                 inversion.belongs_to(Origin.of(sd, picture, fit))
             kept = inversion.to(self.device)
             clock.lap("check inversion")
-        latents = kept.start
-        if latents is None:
-            latents = sd.encode(picture)
+        kept.used_for(picture)
+        latents = self._start(sd, picture, kept)
+        if kept.start is None:
             clock.lap("encode")
         recorders = (collector,) if collector else ()
         job = Job(latents, prompt, source_prompt, kept, BRANCHES if collector else pictures, recorders)
@@ -139,9 +144,10 @@ class Editor:
         """
         return run_to_end(self.inversion_steps(*arguments, **options), watch)
 
+    @outside_inference_mode
     def inversion_steps(
         self,
-        image: Image.Image | str | Path,
+        image: Picture,
         prompt: str,
         method: str | Method = "baret",
         *,
@@ -152,6 +158,7 @@ class Editor:
         preset: str | None = None,
         file: str | Path | None = None,
         restart: bool = False,
+        overwrite: bool = True,
         **knobs,
     ) -> Generator[Step, None, Inversion]:
         """The same work as a generator of steps, which returns the Inversion.
@@ -160,18 +167,20 @@ class Editor:
         with the same settings; the rest is made anew. file: where to save the inversion; while it is unfinished it is
         kept beside it, with .part after the name, and a run that was stopped goes on after its last step when it is
         started again. restart: begin anew where such an unfinished file belongs to something else or is damaged,
-        instead of refusing. A finished file is overwritten at the end.
+        instead of refusing. overwrite: a finished file, at the end; without it one that is there, or came to be
+        meanwhile, is kept and the unfinished one with it.
         """
         method = find(method)
         if method.invert is None:
             raise InputError(f"{method.name} has no slow part that could be kept")
         if file:
             check_name(Path(file))
-            check_place(Path(file), force=True)
+            check_place(Path(file), overwrite)
+        size, fit = self._frame(size, fit, inversion)
         chosen = self._chosen(method, preset, inversion, knobs)
-        picture, fit = self._prepare(image, size, fit, inversion)
         self.check_prompts(method, prompt, source_prompt)
-        sd, _ = self._plan(method, chosen, picture.size, inversion)
+        sd, _ = self._plan(method, chosen, size, inversion)
+        picture = fit_image(read_image(image), size, fit)
         origin = Origin.of(sd, picture, fit)
         try:
             kept = self._unfinished(Path(file), origin, restart) if file else None
@@ -179,10 +188,9 @@ class Editor:
                 kept = inversion.belongs_to(origin) if inversion.origin else inversion
             kept = kept.to(self.device) if kept else Inversion()
             kept.origin, kept.anew = origin, inversion is not None
-            latents = kept.start
-            job = Job(sd.encode(picture) if latents is None else latents, prompt, source_prompt, kept)
+            job = Job(self._start(sd, picture, kept), prompt, source_prompt, kept)
             work = method.invert(sd, job, chosen)
-            yield from keep(work, Path(file), kept) if file else work
+            yield from keep(work, Path(file), kept, overwrite) if file else work
         except Mismatch as error:
             if not (file and unfinished_path(Path(file)).exists()):
                 raise
@@ -190,9 +198,8 @@ class Editor:
                 raise InputError(f"{error}; pass --force to start over") from None
             unfinished_path(Path(file)).unlink()
             options = {"source_prompt": source_prompt, "size": size, "fit": fit, "inversion": inversion}
-            return (
-                yield from self.inversion_steps(image, prompt, method, preset=preset, file=file, **options, **knobs)
-            )
+            options |= {"preset": preset, "file": file, "overwrite": overwrite}
+            return (yield from self.inversion_steps(picture, prompt, method, **options, **knobs))
         return kept
 
     def _unfinished(self, file: Path, origin: Origin, restart: bool) -> Inversion | None:
@@ -237,14 +244,16 @@ class Editor:
         Raises InputError where the limit cannot be kept."""
         file = inversion is not None and inversion.origin is not None
         done = file and any(entry.name != "trajectory" for entry in inversion.entries)
+        parameters = self.model.parameter_counts()
         work = Work(
             config=self.config,
-            parameters=self.model.parameter_counts(),
+            parameters=parameters,
             size=size,
             rows=method.rows,
-            tuning=bool(method.tunes) and getattr(knobs, "inner_steps", 1) > 0 and not done,
+            tuning=bool(method.copies or (method.tunes and getattr(knobs, "inner_steps", 1) > 0 and not done)),
             dtype=self.model.dtype,
             device=self.device,
+            copies=sum(parameters[part] for part in method.copies),
         )
         savings = self.savings
         if self.memory_limit is not None:
@@ -256,19 +265,27 @@ class Editor:
             savings = plan(self.memory_limit, work, savings, free)
         return StableDiffusion(self.model, savings), estimate(work, savings)
 
-    def _prepare(
-        self,
-        image: Image.Image | str | Path,
-        size: tuple[int, int] | None,
-        fit: str | None,
-        inversion: Inversion | None,
-    ) -> tuple[Image.Image, str]:
-        """The fitted RGB picture, and how it was fitted: where None, as the inversion's."""
+    def _frame(
+        self, size: tuple[int, int] | None, fit: str | None, inversion: Inversion | None
+    ) -> tuple[tuple[int, int], str]:
+        """Size and fit of the picture: where None, the inversion's. Raises InputError before the picture is read."""
+        if inversion is not None and not isinstance(inversion, Inversion):
+            got = type(inversion).__name__
+            raise InputError(f"an Inversion was wanted, such as load_inversion(path) gives, got {got}")
         if inversion and inversion.origin:
             size, fit = size or inversion.origin.size, fit or inversion.origin.fit
-        fit = fit or FITS[0]
-        picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-        return fit_image(picture, self.check_size(size), fit), fit
+        if fit is not None and fit not in FITS:
+            raise InputError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
+        return self.check_size(size), fit or FITS[0]
+
+    def _start(self, sd: StableDiffusion, picture: Image.Image, kept: Inversion) -> Tensor:
+        """The picture's latents, or those that a kept trajectory begins with."""
+        if kept.start is None:
+            return sd.encode(picture)
+        height, width = (side // self.config.latent_factor for side in reversed(picture.size))
+        if kept.start.shape != (1, self.config.unet.latent_channels, height, width):
+            raise InputError(f"{kept.name} is damaged: its trajectory has other shapes than this picture and model")
+        return kept.start
 
     def _collector(self, request: MapRequest, prompt: str, size: tuple[int, int], knobs: Knobs) -> MapCollector:
         check_request(request, size, knobs.steps, len(self.config.unet.channels))
@@ -279,7 +296,22 @@ class Editor:
     def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels, the model's if None. Raises InputError for one that the networks cannot take."""
         side, multiple = self.config.image_size, self.config.size_multiple
-        width, height = size or (side, side)
+        try:
+            width, height = map(operator.index, (side, side) if size is None else size)
+        except (TypeError, ValueError):
+            raise InputError(f"a size must be two whole numbers, (width, height), got {size!r}") from None
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise InputError(f"width and height must be multiples of {multiple} pixels, got {width}×{height}")
+        if max(width, height) > LARGEST_SIDE:
+            raise InputError(f"width and height must be at most {LARGEST_SIDE:,} pixels, got {width}×{height}")
         return width, height
+
+
+def _branches(pictures: Collection[str] | str) -> set[str]:
+    """The branches whose pictures are wanted. Raises InputError where they are not named as they should be."""
+    if pictures == ALL:
+        return {"edit", *BRANCHES}
+    listed = isinstance(pictures, Collection) and not isinstance(pictures, str)
+    if not listed or not all(isinstance(name, str) for name in pictures):
+        raise InputError(f'pictures must be a tuple of names of branches, or "{ALL}", got {pictures!r}')
+    return {"edit", *pictures}

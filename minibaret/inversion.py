@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .errors import InputError
-from .files import write_whole
+from .files import absent, brief, write_whole
 from .pipeline import StableDiffusion
 from .sampler import Step
-from .weights.files import open_file
+from .weights.files import open_file, shown
 
 FORMAT, VERSION = "minibaret inversion", "2"
 SUFFIX = ".safetensors"
@@ -42,7 +42,7 @@ class Origin:
     """What an inversion is of. Rounding apart: device, threads and versions of libraries are not here, so another
     machine may continue one, with other last bits."""
 
-    picture: str  # SHA-256 of the fitted picture's RGB pixels
+    picture: str  # digest of the fitted picture
     size: tuple[int, int]  # (width, height), pixels
     fit: str
     weights: dict[str, str]  # SHA-256 by network
@@ -51,12 +51,11 @@ class Origin:
     @classmethod
     def of(cls, sd: StableDiffusion, picture: Image.Image, fit: str) -> "Origin":
         """picture: RGB, fitted already."""
-        digest = hashlib.sha256(picture.tobytes()).hexdigest()
         dtype = str(sd.savings.unet_dtype or sd.model.dtype).removeprefix("torch.")
         if dtype not in sd.model.digests:  # found once for a model
             order = ("text_encoder", "vae", "unet")  # the one needed next is read last
             sd.model.digests[dtype] = {part: network_digest(sd.network(part)) for part in order}
-        return cls(digest, picture.size, fit, sd.model.digests[dtype], dtype)
+        return cls(picture_digest(picture), picture.size, fit, sd.model.digests[dtype], dtype)
 
     def differences(self, wanted: "Origin") -> list[str]:
         """What differs in `wanted`, in words."""
@@ -73,12 +72,17 @@ class Origin:
         return found
 
 
+def picture_digest(picture: Image.Image) -> str:
+    """SHA-256 of a picture's pixels and size."""
+    return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
+
+
 @dataclass
 class Entry:
     name: str
     recipe: dict
     items: list[tuple[Tensor, ...]] = field(default_factory=list)
-    read: bool = False  # from a file
+    read: bool = False  # of an inversion that was made before this run, for good: from a file, or from `Editor.invert`
 
 
 @dataclass
@@ -88,6 +92,7 @@ class Inversion:
     origin: Origin | None = None  # where it is kept on disk
     name: str = "the inversion"  # its file, for messages
     entries: list[Entry] = field(default_factory=list)
+    picture: str | None = None  # digest of the picture it was used for, where there is no origin
     anew: bool = False  # make anew what a file has by another recipe, its trajectory excepted, instead of refusing
 
     def find(self, name: str, recipe: dict, kind: type = tuple, shapes: tuple | None = None) -> list:
@@ -119,13 +124,22 @@ class Inversion:
             raise Mismatch(f"{self.name} does not belong to this run: it was made with {'; '.join(found)}")
         return self
 
+    def used_for(self, picture: Image.Image) -> "Inversion":
+        """Itself, in memory, for that fitted picture. Raises Mismatch where it was used for another."""
+        digest = picture_digest(picture)
+        if self.picture not in (None, digest):
+            raise Mismatch(f"{self.name} does not belong to this run: it was made with another picture")
+        self.picture = digest
+        return self
+
     def to(self, device: torch.device | str) -> "Inversion":
         """A copy that can grow on its own, on the device."""
+        read = self.origin is not None
         entries = [
-            Entry(entry.name, entry.recipe, [tuple(x.to(device) for x in item) for item in entry.items], entry.read)
+            Entry(entry.name, entry.recipe, [tuple(x.to(device) for x in item) for item in entry.items], read)
             for entry in self.entries
         ]
-        return Inversion(self.origin, self.name, entries, self.anew)
+        return Inversion(self.origin, self.name, entries, self.picture)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -149,8 +163,9 @@ class Inversion:
         """The items of the list of that name that was found last."""
         return next((entry.items for entry in reversed(self.entries) if entry.name == name), [])
 
-    def save(self, path: str | Path) -> None:
-        """Writes the file, whole or not at all. Raises InputError where it cannot be written."""
+    def save(self, path: str | Path, overwrite: bool = True) -> None:
+        """Writes the file, whole or not at all. Raises InputError where it cannot be written, or is there and may not
+        be overwritten."""
         tensors = {
             f"{entry.name}.{number}.{index}.{place}": tensor.detach().cpu().contiguous().clone()
             for number, entry in enumerate(self.entries)
@@ -162,8 +177,8 @@ class Inversion:
         metadata = {"format": FORMAT, "version": VERSION, "origin": origin, "lists": lists}
         metadata["sha256"] = _digest(origin + lists, tensors)
         try:
-            write_whole(Path(path), lambda unfinished: save_file(tensors, unfinished, metadata))
-        except (OSError, SafetensorError) as error:
+            write_whole(Path(path), to_bytes(tensors, metadata), overwrite)
+        except OSError as error:
             raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -171,14 +186,15 @@ def load_inversion(path: str | Path) -> Inversion:
     """Reads what `Inversion.save` wrote. Raises InputError where the file is missing, damaged or something else."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no inversion file {path}")
+        raise InputError(absent(path) if path.is_symlink() else f"there is no inversion file {path}")
     open_file(path)  # says what is wrong with a file that is not safetensors, or cut short
     with path.open("rb") as file:
         metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"{path} is a safetensors file, but none that minibaret invert wrote")
     if metadata.get("version") != VERSION:
-        raise InputError(f"{path} has version {metadata.get('version')} of the format; this minibaret reads {VERSION}")
+        found = brief(metadata.get("version"))
+        raise InputError(f"{path} has version {found} of the format; this minibaret reads {VERSION}")
     try:
         tensors = parse_tensors(path.read_bytes())
         whole = metadata["sha256"] == _digest(metadata["origin"] + metadata["lists"], tensors)
@@ -200,12 +216,31 @@ def load_inversion(path: str | Path) -> Inversion:
             entry.items = [tuple(item) for item in items]
         if tensors:
             raise ValueError(f"{len(tensors)} tensors of no list")
+        _check_content(origin, entries)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(f"{path} was written by another version of minibaret, which keeps something else") from None
     return Inversion(origin, str(path), entries)
 
 
-def keep(work: Iterator[Step], file: Path, inversion: Inversion) -> Iterator[Step]:
+def _check_content(origin: Origin, entries: list[Entry]) -> None:
+    """Raises ValueError or TypeError for what no minibaret writes, though it may be signed."""
+    words = [origin.picture, origin.fit, origin.dtype, *origin.weights, *origin.weights.values()]
+    if not all(isinstance(word, str) and word.isprintable() for word in words):
+        raise ValueError("an origin is of words")
+    if len(origin.size) != 2 or any(type(side) is not int or side < 1 for side in origin.size):
+        raise ValueError("a size is two whole numbers")
+    for entry in entries:
+        for value in entry.recipe.values():
+            listed = value if isinstance(value, list) else []
+            if isinstance(value, dict) and not isinstance(value.get("text"), str):
+                raise ValueError("a prompt has a text")
+            if any(isinstance(part, bool) or not isinstance(part, int | float) for part in listed):
+                raise ValueError("a list in a recipe is of numbers")
+        if any(not x.is_floating_point() or not x.numel() or not x.dim() for item in entry.items for x in item):
+            raise ValueError("what is kept are numbers")
+
+
+def keep(work: Iterator[Step], file: Path, inversion: Inversion, overwrite: bool = True) -> Iterator[Step]:
     """Passes on the steps of `work`, which fills the inversion, and writes it to the file at its end.
 
     Until then it is kept beside the file, under `unfinished_path`: written after every step, or more seldom where that
@@ -221,7 +256,7 @@ def keep(work: Iterator[Step], file: Path, inversion: Inversion) -> Iterator[Ste
                 end = time.monotonic()
                 kept, due = inversion.steps, end + (end - begin) / SHARE
             yield step
-        inversion.save(file)
+        inversion.save(file, overwrite)
         unfinished.unlink(missing_ok=True)
     except BaseException:
         if inversion.steps > kept:
@@ -265,8 +300,8 @@ def _said(key: str, was, wanted) -> str:
     if isinstance(was, dict) and isinstance(wanted, dict):
         same = was.get("text") == wanted.get("text")
         return "another tokenizer" if same else f"the prompt {was.get('text')!r}, not {wanted.get('text')!r}"
-    words = [":".join(f"{part:g}" for part in v) if isinstance(v, list) else str(v) for v in (was, wanted)]
-    return f"{key.replace('_', ' ')} {words[0]}, not {words[1]}"
+    words = [":".join(f"{part:g}" for part in v) if isinstance(v, list) else shown(str(v)) for v in (was, wanted)]
+    return f"{shown(key).replace('_', ' ')} {words[0]}, not {words[1]}"
 
 
 def network_digest(network: nn.Module) -> str:

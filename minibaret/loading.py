@@ -48,9 +48,13 @@ def load(
         )
     if compile and torch_device.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
+    for path in (weights, tokenizer):
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise InputError(f"weights and tokenizer must be paths, got {type(path).__name__}")
     torch_dtype, tokenizer_path = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
     read = OnDemandModel if on_demand else load_model
-    model = read(Path(weights or MINIATURE_FOLDER), torch_device, torch_dtype, variant, tokenizer_path)
+    with torch.inference_mode(False):  # a caller's would make weights of a kind that no gradient passes
+        model = read(Path(weights or MINIATURE_FOLDER), torch_device, torch_dtype, variant, tokenizer_path)
     if compile:
         model.unet.compile(dynamic=False)
     return Editor(model, savings, limit, dtype_is_fixed)

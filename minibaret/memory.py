@@ -28,6 +28,8 @@ COPIES = 0.04  # of the UNet's weights: a convolution's, in the order that it co
 ROW = 44  # the UNet, each row, without a gradient
 TUNED = 37  # the UNet, one row forward and backward, for each of its layers
 CHECKPOINTED, CHECKPOINT = 100, 1.5  # the same with checkpointing: the layer in hand, and what is kept of each
+COPY = 16  # bytes for a weight of a tuned copy: the weight, its gradient and Adam's two averages, in float32
+COPY_TUNED = 1.15  # of the same layers, where weights have gradients too
 VAE, TILED_VAE = 12, 5
 HALF = 1.5  # half precision does not halve it all: some is computed in float32 there too
 
@@ -67,6 +69,7 @@ class Work:
     tuning: bool  # whether there is a gradient at all
     dtype: torch.dtype
     device: torch.device
+    copies: int = 0  # weights of networks that are tuned, as copies in float32
 
 
 def parse_limit(limit: str | int | float) -> int:
@@ -90,11 +93,13 @@ def estimate(work: Work, savings: Savings) -> int:
     latents = pixels // work.config.latent_factor**2
     layers, number = _layers(unet), dtypes["unet"].itemsize * (HALF if dtypes["unet"].itemsize == 2 else 1)
     tuned = CHECKPOINTED + CHECKPOINT * layers if savings.checkpointing else TUNED * layers
+    if work.copies:
+        number, tuned = 4, tuned * COPY_TUNED
     unet_layers = max(ROW * work.rows, tuned if work.tuning else 0)
     activations = {
         "text_encoder": 0,
         "vae": pixels * vae.channels[0] * dtypes["vae"].itemsize * (TILED_VAE if savings.tiled_vae else VAE),
-        "unet": latents * unet.channels[0] * number * unet_layers + COPIES * weights["unet"],
+        "unet": latents * unet.channels[0] * number * unet_layers + COPIES * weights["unet"] + COPY * work.copies,
     }
     resident = weights if savings.on_demand else dict.fromkeys(weights, sum(weights.values()))
     process = PROCESS if work.device.type == "cpu" else 0

@@ -1,5 +1,6 @@
 """Following the steps of the work: to its end, by the clock, and as progress bars."""
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -29,6 +30,23 @@ def run_to_end(work: Generator[Step, None, Found], watch: Callable[[Step], objec
                 return end.value
             if watch:
                 watch(step)
+
+
+def outside_inference_mode(work: Callable[..., Generator]) -> Callable[..., Generator]:
+    """A generator function whose steps run outside of a caller's torch.inference_mode: there no gradient can be had."""
+
+    @functools.wraps(work)
+    def wrapped(*arguments, **options):
+        with closing(work(*arguments, **options)) as steps:
+            while True:
+                try:
+                    with torch.inference_mode(False):
+                        step = next(steps)
+                except StopIteration as end:
+                    return end.value
+                yield step
+
+    return wrapped
 
 
 class Clock:

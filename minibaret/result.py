@@ -65,5 +65,6 @@ class Result:
             found["inner_iterations_allowed"] = self.knobs.steps * self.knobs.inner_steps
         if "reconstruction" in self.images:
             found["reconstruction_psnr"] = round(self.reconstruction_psnr, 2)
+        found |= self.input.info  # "colours", where the picture's profile was another than sRGB
         found["peak_memory"] = self.peak_memory
         return found | {"memory_estimate": self.memory_estimate, "savings": str(self.savings)}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from checkpoints import TINY, random_weights, write_configs, write_hugging_face
 
 import minibaret
-from minibaret.inversion import Inversion
+from minibaret.inversion import Inversion, load_inversion
 from minibaret.methods import METHODS, Job, diffedit
 from minibaret.pipeline import StableDiffusion
 from minibaret.weights import load_model
@@ -68,7 +68,7 @@ def drain(work):
 
 
 class Theirs:
-    """diffusers' and transformers' networks, and the loops of METHODS' papers on them."""
+    """diffusers' and transformers' networks and schedulers, and the loops on them."""
 
     def __init__(self, folder):
         self.unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet").requires_grad_(False).eval()
@@ -336,6 +336,35 @@ def test_a_loss_that_is_not_finite_is_refused(run, job, name):
         run(name, dataclasses.replace(job, latents=torch.full_like(job.latents, torch.nan)))
 
 
+def test_a_file_keeps_imagics_embedding(small, picture, tmp_path):
+    arguments, knobs = (picture, "a dog on grass", "imagic"), {**SHORT["imagic"], "steps": 3, "seed": 7}
+    expected = small.edit(*arguments, **knobs)
+    small.invert(*arguments, file=tmp_path / "dog.safetensors", **knobs)
+    kept = load_inversion(tmp_path / "dog.safetensors")
+    found = small.edit(*arguments, inversion=kept, steps=3, unet_steps=3, unet_rate=1e-4)
+    assert "embedding tuning" not in found.seconds and found.knobs == expected.knobs
+    assert torch.equal(found.latents["edit"], expected.latents["edit"])
+    with pytest.raises(minibaret.InputError, match="it was made with seed 7, not 8"):
+        small.edit(*arguments, inversion=kept, seed=8)
+
+
 def test_sine_needs_a_source_prompt(small, picture):
     with pytest.raises(minibaret.InputError, match="sine needs a source prompt that says what the picture shows"):
         small.edit(picture, "a brown dog lying down on grass", method="sine")
+
+
+def test_the_memory_of_tuned_copies_is_foreseen(editor, picture):
+    """Weights, gradients and Adam's two averages in float32: 16 bytes for each weight."""
+    short = {
+        "prompt-tuning": {"inner_steps": 1},
+        "sine": {"tuning_steps": 1},
+        "imagic": {"embedding_steps": 1, "unet_steps": 1},
+    }
+    estimates = {
+        name: editor.edit(picture, TARGET, name, source_prompt=SOURCE, steps=1, **knobs).memory_estimate
+        for name, knobs in short.items()
+    }
+    weights = editor.model.parameter_counts()
+    copies = {"sine": weights["unet"] + weights["text_encoder"], "imagic": weights["unet"]}
+    for name, count in copies.items():
+        assert 1 <= (estimates[name] - estimates["prompt-tuning"]) / (16 * count) < 1.2

@@ -34,7 +34,7 @@ def find(method: str | Method | Edit) -> Method:
         return method
     if callable(method):
         return Method(getattr(method, "__name__", "method"), "", "", method)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"a method must be one of {', '.join(METHODS)}, got {method!r}")
     return METHODS[method]
 

@@ -119,6 +119,7 @@ class Method:
     needs_source: bool = False  # a source prompt
     strength: str = ""  # the knob for trade-off curves
     tunes: str = ""  # what it tunes, if anything
+    copies: tuple[str, ...] = ()  # the networks that it tunes copies of
     rows: int = 4  # of the UNet's largest batch
 
     def needs(self) -> str:
@@ -165,16 +166,16 @@ def edit_beside(
     source: Branch,
     uncond: Tensor | Sequence[Tensor],
     control: Control,
-    blend: Recorder | None = None,
+    recorders: Sequence[Recorder] = (),
+    after: Callable[[int, Found], Found] | None = None,
 ) -> Generator[Step, None, Found]:
     """Samples the edit from where the source branch starts, beside it.
 
-    uncond: what the edit's guidance leads away from. blend: a recorder that has an `after`, which changes latents
-    between steps.
+    uncond: what the edit's guidance leads away from. control, recorders, after: as `sample` has them; the job's
+    recorders look on too.
     """
     branches = [source, Branch("edit", source.start, sd.embed(job.prompt), uncond)]
-    wanted, recorders = job.wanted(branches), [*job.recorders, *([blend] if blend else [])]
-    after = blend.after if blend else None
+    wanted, recorders = job.wanted(branches), [*job.recorders, *recorders]
     return (yield from sample(sd, branches, knobs.schedule, knobs.guidance, control, wanted, after, recorders))
 
 

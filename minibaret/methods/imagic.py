@@ -70,5 +70,6 @@ METHOD = Method(
     invert=invert,
     strength="target_weight",
     tunes="target embedding, copy of UNet",
+    copies=("unet",),
     rows=2,
 )

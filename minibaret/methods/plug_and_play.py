@@ -4,6 +4,8 @@ the self-attention maps and the features of one layer that a replay of its inver
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..control import Layer, Take
 from ..pipeline import StableDiffusion
 from ..sampler import Branch, Step
@@ -25,7 +27,7 @@ def decoder_layers(layers: list[Layer]) -> tuple[list[Layer], Layer]:
     return attending[1:], resblocks[1]
 
 
-def invert(sd: StableDiffusion, job: Job, knobs: PlugAndPlayKnobs):
+def invert(sd: StableDiffusion, job: Job, knobs: PlugAndPlayKnobs) -> Generator[Step, None, list[Tensor]]:
     return (yield from trajectory(sd, job, "", knobs))
 
 

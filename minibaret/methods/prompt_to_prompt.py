@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..control import Control, Layer, Take
+from ..control import Layer, Take
 from ..maps import find_words
 from ..models.tokenizer import LENGTH
 from ..pipeline import StableDiffusion
@@ -34,8 +34,8 @@ class WordKnobs(Knobs):
     blend: str | None = knob(None, "word", "words: the edit changes only where it or the source looks at them")
 
 
-def controllers(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> tuple[Control, LocalBlend | None]:
-    """What the edit takes of the source; the local blend, if any. Raises InputError for words that the prompts lack."""
+def controllers(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> tuple:
+    """Control, recorders and `after` of `edit_beside`. Raises InputError for words that the prompts do not have."""
     blend = LocalBlend(sd, job, knobs.blend) if knobs.blend else None
     mixed = cross_takes(sd, job, knobs)
     tau_self, tau_cross = knobs.first(knobs.self_steps), knobs.first(knobs.cross_steps)
@@ -47,7 +47,7 @@ def controllers(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> tuple[Contro
             return {"edit": mixed}
         return {}
 
-    return control, blend
+    return (control, [blend], blend.after) if blend else (control,)
 
 
 def cross_takes(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> list[Take]:
@@ -83,8 +83,8 @@ def generate(
     return (yield from pair(sd, job, knobs, noise, controllers(sd, job, knobs)))
 
 
-def pair(sd: StableDiffusion, job: Job, knobs: WordKnobs, start: Tensor, controls: tuple):
-    """Source and edit, from the same noise."""
+def pair(sd: StableDiffusion, job: Job, knobs: WordKnobs, start: Tensor, controls: tuple) -> Generator:
+    """Both branches, from the same noise."""
     source, null = sd.embed(job.source), sd.embed("")
     return edit_beside(sd, job, knobs, Branch("source", start, source, null), null, *controls)
 

@@ -1,5 +1,5 @@
-"""SDEdit (Meng et al. 2021), known as img2img: noise is added to the picture, as much as part of the steps takes away,
-and those steps are sampled with the target prompt."""
+"""SDEdit (Meng et al. 2021), known as img2img: noise is added to the picture, as much as it has at some time step, and
+from there it is sampled with the target prompt."""
 
 from collections.abc import Generator
 from dataclasses import dataclass

@@ -76,5 +76,6 @@ METHOD = Method(
     needs_source=True,
     strength="source_weight",
     tunes="copies of UNet and text encoder",
+    copies=("unet", "text_encoder"),
     rows=2,
 )

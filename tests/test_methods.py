@@ -1,0 +1,194 @@
+"""Methods from outside: their knobs and what is said of wrong ones, presets, a method of one's own."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+import torch
+from runs import OTHER, PROMPT, QUICK
+
+import minibaret
+from minibaret import METHODS, InputError
+from minibaret.methods import Job, Knobs, Method
+from minibaret.methods.baret import BaretKnobs
+from minibaret.methods.common import WANTED, fits, knob, trajectory
+from minibaret.sampler import Branch, sample
+
+# Knobs
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("steps", 0, "a whole number from 1 to 999"),
+        ("steps", 1000, "a whole number from 1 to 999"),
+        ("steps", 5.0, "a whole number from 1 to 999"),
+        ("steps", True, "a whole number from 1 to 999"),
+        ("steps", None, "a whole number from 1 to 999"),
+        ("guidance", float("nan"), "a finite number"),
+        ("guidance", float("inf"), "a finite number"),
+        ("guidance", "7.5", "a finite number"),
+        ("inner_steps", -1, "a whole number, at least 0"),
+        ("inner_steps", 2.5, "a whole number, at least 0"),
+        ("learning_rate", 0.0, "a number above 0, at most 1000"),
+        ("learning_rate", 1e38, "a number above 0, at most 1000"),
+        ("self_steps", 1.1, "a number from 0 to 1"),
+        ("cross_steps", -0.1, "a number from 0 to 1"),
+        ("cross_steps", False, "a number from 0 to 1"),
+        ("transition", (0.8, 1.1), "two numbers from 0 to 1"),
+        ("transition", (0.8,), "two numbers from 0 to 1"),
+        ("transition", 0.8, "two numbers from 0 to 1"),
+        ("tolerance", (-1e-5, 0.0), "two numbers, at least 0"),
+        ("tolerance", (1e-5, float("inf")), "two numbers, at least 0"),
+        ("rigid", "no", "true or false"),
+        ("rigid", 1, "true or false"),
+        ("rows", "all", "one of cond, both"),
+        ("inversion_prompt", "source", "one of target, null"),
+    ],
+)
+def test_impossible_values_are_said(name, value, wanted):
+    with pytest.raises(InputError) as refusal:
+        BaretKnobs(**{name: value})
+    assert str(refusal.value) == f"{name.replace('_', ' ')} must be {wanted}, got {value!r}"
+
+
+def test_values_at_the_ends_are_possible():
+    BaretKnobs(steps=1, guidance=0, inner_steps=0, self_steps=0, cross_steps=1, transition=[1, 0], tolerance=(0, 0))
+    BaretKnobs(steps=999, guidance=-3.5, learning_rate=1e-30, rows="both", rigid=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("word", ["hat", "a hat"], ["", " ", 3, None]),
+        ("weights", [(), (("hat", 2.0),), [["a hat", -1]]], ["hat", ("hat", 2.0), (("hat", "2"),), (("hat",),), 2]),
+        (("a", "b"), ["a", "b"], ["c", "", None]),
+    ],
+)
+def test_kinds_that_baret_has_no_knob_of(kind, good, bad):
+    assert all(fits(kind, value) for value in good) and not any(fits(kind, value) for value in bad)
+
+
+def test_every_knob_is_of_a_known_kind_and_helps():
+    for method in METHODS.values():
+        for entry in dataclasses.fields(method.knobs):
+            kind = entry.metadata["kind"]
+            assert kind in WANTED if isinstance(kind, str) else len(kind) > 1, entry.name
+            assert entry.default is None or fits(kind, entry.default), entry.name
+            assert entry.metadata["help"], entry.name
+        assert method.knobs_from({}) == method.knobs()
+        assert not method.strength or method.strength in {entry.name for entry in dataclasses.fields(method.knobs)}
+
+
+def test_a_knob_may_be_none_only_where_that_is_its_default():
+    @dataclass(frozen=True)
+    class Blended(Knobs):
+        blend: str | None = knob(None, "word", "a word")
+
+    assert Blended().blend is None and Blended(blend="hat").blend == "hat"
+    with pytest.raises(InputError, match="blend must be a word, got ' '"):
+        Blended(blend=" ")
+
+
+# What a model's config and a preset have to say
+
+
+def test_knobs_are_the_methods_then_the_configs_then_the_callers(small):
+    """A config has values for every method that has such a knob, and for one method alone."""
+    defaults = {"guidance": 2.0, "self_steps": 0.5, "baret": {"self_steps": 0.9, "transition": [0.6, 0.2]}}
+    config = dataclasses.replace(small.config, defaults=defaults)
+    editor = minibaret.Editor(dataclasses.replace(small.model, config=config))
+    assert editor.knobs() == BaretKnobs(guidance=2.0, self_steps=0.9, transition=(0.6, 0.2))
+    assert editor.knobs(steps=7, guidance=1.0) == dataclasses.replace(editor.knobs(), steps=7, guidance=1.0)
+    assert editor.knobs(echo) == Knobs(guidance=2.0)
+    assert editor.knobs(preset="paper") == BaretKnobs()
+    assert editor.knobs(preset="paper", steps=7) == BaretKnobs(steps=7)
+    with pytest.raises(InputError, match="preset must be paper, got 'papre'"):
+        editor.knobs(preset="papre")
+
+
+def test_a_preset_holds_for_an_edit(small, picture):
+    assert small.knobs() != small.knobs(preset="paper")  # the miniature's
+    result = small.edit(picture, PROMPT, preset="paper", steps=2, inner_steps=0)
+    assert result.knobs == BaretKnobs(steps=2, inner_steps=0)
+
+
+def test_a_knob_that_the_method_does_not_have(small, picture, calls):
+    said = r"baret has no seed; what it has: steps, guidance, transition, rigid, self-steps, cross-steps, "
+    with pytest.raises(InputError, match=said):
+        small.edit(picture, PROMPT, seed=1)
+    with pytest.raises(InputError, match="echo has no cross-steps; what it has: steps, guidance"):
+        small.edit(picture, PROMPT, echo, cross_steps=1.0)
+    with pytest.raises(InputError, match=r"a method must be one of baret.*, got 'barte'"):
+        small.edit(picture, PROMPT, "barte")
+    assert not calls
+
+
+# A method of one's own
+
+
+def echo(sd, job: Job, knobs: Knobs):
+    """Guided sampling from the end of a DDIM inversion with the empty prompt."""
+    noise = (yield from trajectory(sd, job, "", knobs))[-1]
+    branches = [Branch("edit", noise, sd.embed(job.prompt), sd.embed(""))]
+    return (yield from sample(sd, branches, knobs.schedule, knobs.guidance))
+
+
+def test_a_function_is_a_method(small, picture, calls):
+    result = small.edit(picture, PROMPT, echo, steps=3, guidance=2.0)
+    assert result.method.name == "echo" and result.knobs == Knobs(steps=3, guidance=2.0)
+    assert result.image.size == (32, 32) and len(calls) == 6 and len(result.trajectory) == 4
+    assert result.tuned == [] and result.summary()["row_forwards"] == 3 + 2 * 3
+    assert result.images.keys() == {"edit"} and result.reconstruction_psnr is None
+
+
+def test_what_a_method_says_that_it_needs_is_asked_for(small, picture, calls):
+    seen = []
+
+    def edit(sd, job, knobs):
+        seen.append((job.prompt, job.source_prompt, job.source))
+        return {"edit": job.latents}
+        yield
+
+    asking = Method("asking", "", "", edit, needs_source=True)
+    with pytest.raises(InputError, match="asking needs a source prompt that says what the picture shows, got none"):
+        small.edit(picture, PROMPT, asking)
+    small.edit(picture, PROMPT, asking, source_prompt=OTHER)
+    small.edit(picture, PROMPT, dataclasses.replace(asking, needs_source=False))
+    assert seen == [(PROMPT, OTHER, OTHER), (PROMPT, None, "")] and not calls
+    assert asking.needs() == "source prompt" and METHODS["baret"].needs() == "–"
+    with pytest.raises(InputError, match="asking has no slow part that could be kept"):
+        small.invert(picture, PROMPT, asking)
+
+
+# Sharing
+
+
+def test_two_methods_share_one_trajectory(small, picture, calls, one_thread):
+    """In memory: what an edit found is handed to the next, which does not look for it again."""
+    null = {**QUICK, "inversion_prompt": "null"}
+    first = small.edit(picture, PROMPT, echo, steps=4, guidance=7.5)
+    calls.clear()
+    stages = []
+    shared = small.edit(picture, PROMPT, inversion=first.kept, watch=lambda step: stages.append(step.stage), **null)
+    assert stages == ["target-text inversion"] * 4 + ["edit"] * 4 and "encode" not in shared.seconds
+    alone = small.edit(picture, PROMPT, **null)
+    assert torch.equal(shared.latents["edit"], alone.latents["edit"])
+    assert [entry.name for entry in shared.kept.entries] == ["trajectory", "target embeddings"]
+    assert len(first.kept.entries) == 1  # what was handed over is not written to
+    calls.clear()
+    again = small.edit(picture, OTHER, echo, steps=4, guidance=7.5, inversion=shared.kept)
+    assert len(calls) == 4 and torch.equal(again.trajectory[-1], first.trajectory[-1])
+
+
+def test_what_one_job_keeps_serves_the_next(small):
+    """Without an editor: the same `kept`, other settings beside it."""
+    kept = minibaret.Inversion()
+    sd, latents = small.sd, torch.randn(1, 4, 4, 4)
+    for steps, entries in ((2, 1), (3, 2), (2, 2)):
+        rows = sd.counts.row_forwards
+        work = trajectory(sd, Job(latents, PROMPT, kept=kept), "", Knobs(steps=steps))
+        done = len(list(work))
+        assert len(kept.entries) == entries and sd.counts.row_forwards - rows == done
+    assert done == 0
+    assert [len(entry.items) for entry in kept.entries] == [4, 3]  # what was used last is last
