@@ -152,7 +152,7 @@ def test_without_diffusers_it_is_said(bench, command, monkeypatch):
         (("attention", "--sites", "self-64", "--attention", "triton"), "the Triton kernel cannot be used here"),
         (("unet", *SMALL, "--size", "100"), "size must be a multiple of 64 pixels, got 100"),
         (("unet", "--weights", "nowhere"), "nowhere"),
-        (("unet", *SMALL, "--trace", "nowhere/trace.json"), "there is no folder nowhere"),
+        (("unet", *SMALL, "--trace", "nowhere/trace.json"), "nowhere to write trace.json"),
         (("memory", "--limit", "many"), "a memory limit such as 4G or 900M was wanted, got 'many'"),
         (("gpu", "-o", "nowhere"), "PyTorch finds none here"),
     ],

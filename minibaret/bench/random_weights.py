@@ -91,10 +91,8 @@ def write_layouts(files: Path, config: ModelConfig) -> Path:
         model = random_model(config)
         merges = files / "merges.txt"
         save_merges(made_up_merges(config), merges)
-        theirs = pipeline(model, merges)
-        theirs.save_pretrained(files / "folder")
-        theirs.to(torch.float16).save_pretrained(files / "folder", variant="fp16")
-        del theirs
+        for dtype, variant in ((torch.float16, "fp16"), (torch.float32, None)):  # the last one's is in the config
+            pipeline(model, merges).to(dtype).save_pretrained(files / "folder", variant=variant)
         single = {}
         for part in NETWORKS:
             tensors, names = _tensors(model, part), ldm_names(model, part)
