@@ -73,18 +73,18 @@ def main() -> int:
         command.add_argument("values", nargs="*")
         command.set_defaults(run=lambda options, name=name: print(json.dumps(subject(name, "once")(*options.values))))
     options = parser.parse_args()
-    return options.run(options) or 0
-
-
-def measure(name: str, options: argparse.Namespace) -> int:
     try:
-        if name != "gpu":
-            subject("common", "complete")(options)
-        subject(name, "bench")(options)
+        options.run(options)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def measure(name: str, options: argparse.Namespace) -> None:
+    if name != "gpu":
+        subject("common", "complete")(options)
+    subject(name, "bench")(options)
 
 
 def subject(name: str, function: str):

@@ -18,10 +18,10 @@ setup(
     install_requires=[
         "torch>=2.6,<2.14",
         "safetensors>=0.4",
-        "tokenizers>=0.15",
-        "numpy",
-        "tqdm",
-        "pillow>=10",
+        "tokenizers>=0.20",
+        "numpy>=1.26",
+        "tqdm>=4.60",
+        "pillow>=10.1",
         'triton>=3.0; platform_system == "Linux" and platform_machine == "x86_64"',
     ],
     extras_require={

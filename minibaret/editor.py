@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import InputError
-from .files import check_place
+from .files import as_path, check_place
 from .images import FITS, Picture, fit_image, read_image
 from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inversion, unfinished_path
 from .maps import MapCollector, MapRequest, check_request, find_words
@@ -101,6 +101,8 @@ class Editor:
         size, fit = self._frame(size, fit, inversion)
         chosen = self._chosen(method, preset, inversion, knobs)
         pictures = _branches(pictures)
+        if maps is not None and not isinstance(maps, MapRequest):
+            raise InputError(f"maps must be a MapRequest, got {type(maps).__name__}")
         self.check_prompts(method, prompt, source_prompt)
         sd, expected = self._plan(method, chosen, size, inversion)
         picture = fit_image(read_image(image), size, fit)
@@ -173,9 +175,10 @@ class Editor:
         method = find(method)
         if method.invert is None:
             raise InputError(f"{method.name} has no slow part that could be kept")
-        if file:
-            check_name(Path(file))
-            check_place(Path(file), overwrite)
+        if file is not None:
+            file = as_path(file, "file")
+            check_name(file)
+            check_place(file, overwrite)
         size, fit = self._frame(size, fit, inversion)
         chosen = self._chosen(method, preset, inversion, knobs)
         self.check_prompts(method, prompt, source_prompt)
@@ -183,20 +186,20 @@ class Editor:
         picture = fit_image(read_image(image), size, fit)
         origin = Origin.of(sd, picture, fit)
         try:
-            kept = self._unfinished(Path(file), origin, restart) if file else None
+            kept = self._unfinished(file, origin, restart) if file else None
             if kept is None and inversion:
                 kept = inversion.belongs_to(origin) if inversion.origin else inversion
             kept = kept.to(self.device) if kept else Inversion()
             kept.origin, kept.anew = origin, inversion is not None
             job = Job(self._start(sd, picture, kept), prompt, source_prompt, kept)
             work = method.invert(sd, job, chosen)
-            yield from keep(work, Path(file), kept, overwrite) if file else work
+            yield from keep(work, file, kept, overwrite) if file else work
         except Mismatch as error:
-            if not (file and unfinished_path(Path(file)).exists()):
+            if not (file and unfinished_path(file).exists()):
                 raise
             if not restart:
                 raise InputError(f"{error}; pass --force to start over") from None
-            unfinished_path(Path(file)).unlink()
+            unfinished_path(file).unlink()
             options = {"source_prompt": source_prompt, "size": size, "fit": fit, "inversion": inversion}
             options |= {"preset": preset, "file": file, "overwrite": overwrite}
             return (yield from self.inversion_steps(picture, prompt, method, **options, **knobs))

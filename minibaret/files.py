@@ -20,6 +20,13 @@ UNFINISHED = re.compile(r"\..*-[0-9a-f]{16}\.unfinished")
 LONGEST_JSON = 20_000_000  # bytes; no file that is read as JSON here comes near
 
 
+def as_path(path: str | os.PathLike, what: str) -> Path:
+    """Raises InputError, naming `what` it is, for what is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"{what} must be a path, got {type(path).__name__}")
+    return Path(path)
+
+
 def check_place(path: Path, force: bool) -> None:
     """Raises InputError where a file could not be written, before any work is done for it."""
     try:

@@ -23,7 +23,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .errors import InputError
-from .files import absent, brief, write_whole
+from .files import absent, as_path, brief, write_whole
 from .pipeline import StableDiffusion
 from .sampler import Step
 from .weights.files import open_file, shown
@@ -184,7 +184,7 @@ class Inversion:
 
 def load_inversion(path: str | Path) -> Inversion:
     """Reads what `Inversion.save` wrote. Raises InputError where the file is missing, damaged or something else."""
-    path = Path(path)
+    path = as_path(path, "an inversion file")
     if not path.is_file():
         raise InputError(absent(path) if path.is_symlink() else f"there is no inversion file {path}")
     open_file(path)  # says what is wrong with a file that is not safetensors, or cut short

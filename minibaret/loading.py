@@ -1,5 +1,6 @@
 """`load`: from weights on disk to an Editor, with everything checked that can be before work begins."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -8,7 +9,9 @@ import torch
 
 from .editor import Editor
 from .errors import InputError
+from .files import as_path, brief
 from .memory import NO_SAVINGS, Savings, parse_limit
+from .methods import METHODS
 from .weights import MINIATURE_FOLDER, OnDemandModel, load_model
 
 
@@ -38,6 +41,8 @@ def load(
         dtype = "float16" if torch_device.type == "cuda" else "float32"
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
+    if not isinstance(savings, Savings):
+        raise InputError(f"savings must be a minibaret.Savings, got {type(savings).__name__}")
     limit = None if memory_limit is None else parse_limit(memory_limit)
     on_demand = savings.on_demand or savings.unet_dtype is not None or limit is not None
     compiler = os.environ.get("CXX", "g++")
@@ -48,16 +53,30 @@ def load(
         )
     if compile and torch_device.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
-    for path in (weights, tokenizer):
-        if path is not None and not isinstance(path, str | os.PathLike):
-            raise InputError(f"weights and tokenizer must be paths, got {type(path).__name__}")
-    torch_dtype, tokenizer_path = getattr(torch, dtype), Path(tokenizer) if tokenizer else None
+    folder = MINIATURE_FOLDER if weights is None else as_path(weights, "weights")
+    torch_dtype, tokenizer_path = getattr(torch, dtype), None if tokenizer is None else as_path(tokenizer, "tokenizer")
     read = OnDemandModel if on_demand else load_model
     with torch.inference_mode(False):  # a caller's would make weights of a kind that no gradient passes
-        model = read(Path(weights or MINIATURE_FOLDER), torch_device, torch_dtype, variant, tokenizer_path)
+        model = read(folder, torch_device, torch_dtype, variant, tokenizer_path)
     if compile:
         model.unet.compile(dynamic=False)
-    return Editor(model, savings, limit, dtype_is_fixed)
+    editor = Editor(model, savings, limit, dtype_is_fixed)
+    _check_defaults(editor)
+    return editor
+
+
+def _check_defaults(editor: Editor) -> None:
+    """Raises InputError where the defaults of the model's config are none that methods have."""
+    known = {entry.name for method in METHODS.values() for entry in dataclasses.fields(method.knobs)}
+    for name, value in editor.config.defaults.items():
+        if name not in known | METHODS.keys() or isinstance(value, dict) != (name in METHODS):
+            said = f"the defaults of {editor.config.name} must be knobs, or a method's name with its knobs"
+            raise InputError(f"{said}, got {brief({name: value})}")
+    for method in METHODS.values():
+        try:
+            editor.knobs(method)
+        except InputError as error:
+            raise InputError(f"the defaults of {editor.config.name} are not what they should be: {error}") from None
 
 
 def parse_device(device: str) -> torch.device:

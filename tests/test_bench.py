@@ -1,8 +1,7 @@
-"""The bench at its smallest: what it prints, not how fast anything was."""
+"""The measurements at their smallest: what they print, and that what they compare is the same; never how fast."""
 
-import dataclasses
+import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,182 +9,187 @@ from pathlib import Path
 import pytest
 import torch
 
-from minibaret import balanced_attention as bam
-from minibaret import baret
-from minibaret.bench import naive, random_weights
+from minibaret.bench import attention, naive, random_weights
+from minibaret.bench.load import once as load_once
+from minibaret.bench.random_weights import TINY, random_model, write_layouts
 from minibaret.bench.roofline import GPUS, Shape, work
-from minibaret.inversion import TunedStep
-from minibaret.prediction import guide, predict
-from minibaret.schedule import Schedule
-from minibaret.settings import Settings
+from minibaret.methods.baret import BaretKnobs
+from minibaret.weights import load_model
 
 BENCH = Path(__file__).parent.parent / "bench.py"
+SMALL = ("--weights", "tiny-random", "--rounds", "1", "--json")
 
 
-def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(BENCH), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    """Runs bench.py in this process: exit code, the JSON line, the lines of stderr."""
+    spec = importlib.util.spec_from_file_location("bench", BENCH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments: str) -> tuple[int, dict | None, list[str]]:
+        monkeypatch.setattr(sys, "argv", [str(BENCH), *arguments])
+        code = module.main()
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err.splitlines()
+
+    return run
 
 
-def test_attention_prints_a_card_a_table_and_one_json_line_last(tmp_path):
-    files = [tmp_path / "trace.json", tmp_path / "plot.png"]
-    sizes = ["--model", "miniature", "--sites", "self-64", "cross-16", "--rows", "2", "6", "--rounds", "2"]
-    extra = ["--json", "--predict", "h100", "--trace", str(files[0]), "--plot", str(files[1])]
-    done = bench("attention", *sizes, *extra)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    lines = done.stdout.splitlines()
-    result = json.loads(lines[-1])
-    assert {"device", "threads", "torch", "triton"} < set(result["card"])
-    found = [(line["site"], line["rows"], line["implementation"]) for line in result["table"]]
+def ranges(path: Path) -> set[str]:
+    return {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
+
+
+def test_attention(bench, tmp_path):
+    sizes = ("--model", "miniature", "--sites", "self-64", "cross-16", "--rows", "2", "6", "--rounds", "2")
+    trace = tmp_path / "trace.json"
+    code, result, _ = bench("attention", *sizes, "--predict", "h100", "--trace", str(trace), "--json")
+    assert code == 0 and {"device", "threads", "torch", "triton"} < set(result["card"])
     ways = ("plain", "materialised", "gathered", "injected")
-    assert found == [(site, rows, way) for site in ("self-64", "cross-16") for rows in (2, 6) for way in ways]
+    cases = [("self-64", "maps", 2), ("self-64", "maps", 6), ("self-64", "keys and values", 2)]
+    cases += [("cross-16", "maps", 2), ("cross-16", "maps", 6), ("cross-16", "refine", 2)]
+    found = [(line["site"], line["case"], line["rows"], line["implementation"]) for line in result["table"]]
+    assert found == [(*case, way) for case in cases for way in ways]
     for line in result["table"]:
-        assert 0 < line["low_ms"] <= line["median_ms"] <= line["high_ms"] and line["ratio_to_plain"] > 0
-        assert (line["ratio_to_plain"] == 1) == (line["implementation"] == "plain")
-        assert line["peak_bytes"] > 0
-    names = {event.get("name") for event in json.loads(files[0].read_text())["traceEvents"]}
-    assert "self-64, 2 rows, injected" in names and files[1].stat().st_size > 1000
-    assert "not a measurement" in done.stdout
+        assert 0 < line["low_ms"] <= line["median_ms"] <= line["high_ms"] and line["peak_bytes"] > 0
+        assert line["flops"] > 0 and line["bytes_moved"] > 0 and len(line["predicted_ratio"]) == 2
+        assert line["ratio_to_plain"] == 1 or line["implementation"] != "plain"
+    assert "self-64, maps, 2 rows, injected" in ranges(trace)
 
 
-def test_unet_prints_forwards_and_shares(tmp_path):
-    path = tmp_path / "trace.json"
-    arguments = ("--weights", "miniature-random", "--size", "64", "--rounds", "1", "--json", "--trace", str(path))
-    done = bench("unet", *arguments)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert [line["rows"] for line in result["table"]] == [6, 6, 5]
+@pytest.mark.parametrize(
+    ("case", "rows"), [("maps", 2), ("maps", 3), ("maps", 6), ("keys and values", 2), ("refine", 2)]
+)
+def test_every_way_of_attention_but_the_plain_one_is_the_same(case, rows):
+    site = attention.Site(16, 77 if case == "refine" else 16, 2, 8)
+    _, ways = attention.ways(case, rows, site, torch.device("cpu"), torch.float64)
+    wanted = ways["materialised"]()
+    for way in ("gathered", "injected"):
+        assert (ways[way]() - wanted).abs().max() < 1e-12
+    assert (ways["plain"]() - wanted).abs().max() > 0.1
+
+
+def test_unet(bench):
+    code, result, _ = bench("unet", *SMALL)
+    assert code == 0 and [line["rows"] for line in result["table"]] == [6, 6, 5]
+    assert all(line["ratio_to_plain"] > 0 and line["peak_bytes"] > 0 for line in result["table"])
     for shares in result["shares"].values():
-        assert set(shares) == {f"{kind}-{tokens}" for kind in ("self", "cross") for tokens in (64, 16, 4)}
+        assert set(shares) == {f"{kind}-{tokens}" for kind in ("self", "cross") for tokens in (64, 16, 4, 1)}
         assert 0 < sum(shares.values()) < 1
-    names = {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
-    assert "mid_block.attentions.0.transformer_blocks.0.attn2" in names
-    assert any("injection: reconstruction, transition (no text)" in str(name) for name in names)
 
 
-def test_memory_edits_without_a_limit_and_with():
-    done = bench("memory", "--limit", "5G", "--json")
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert [line["limit"] for line in result["table"]] == [None, 5 * 10**9]
+def test_edit(bench):
+    code, result, _ = bench("edit", *SMALL, "--steps", "3")
+    assert code == 0 and result["ratio_to_naive"] > 0 and result["ratio_to_maps"] > 0
+    assert 0 <= result["latents_difference"] < 1e-4
+    ways = ("shipped", "six rows, SDPA", "six rows, maps")
+    lines = [(line["way"], line["count"], line["rows"]) for line in result["table"]]
+    assert lines[::3] == [(ways[0], *few) for few in ((15, 5), (15, 4), (20, 2), (50, 175))]
+    for way in (1, 2):
+        assert lines[way::3] == [(ways[way], *many) for many in ((15, 6), (15, 6), (20, 6), (50, 300))]
+    for way in range(3):  # an edit's time is that of its steps
+        *steps, edit = result["table"][way::3]
+        assert edit["median_ms"] == pytest.approx(sum(line["count"] * line["median_ms"] for line in steps))
+
+
+@torch.no_grad()
+def test_maps_that_are_put_back_change_the_naive_edit(unet):
+    target, null, tuned = torch.randn(3, 1, 5, 24)
+    ends = []
+    for attend, part in ((naive.gathered, 0.6), (naive.materialised, 0.6), (naive.materialised, 0.0)):
+        knobs = BaretKnobs(steps=4, self_steps=part / 2, cross_steps=part)
+        torch.manual_seed(0)
+        *_, latents = naive.edit(unet, torch.randn(1, 4, 8, 8), [tuned] * 4, target, null, knobs, attend)
+        ends.append(latents)
+    assert (ends[0] - ends[1]).abs().max() < 1e-4 * ends[0].std() < 0.1 * (ends[1] - ends[2]).abs().max()
+
+
+def test_tune(bench):
+    pytest.importorskip("diffusers", reason="tune is measured against diffusers")
+    code, result, _ = bench("tune", *SMALL, "--against", "maps", "both")
+    assert code == 0
+    names = ["minibaret", "diffusers, both rows", "diffusers, one row, maps"]
+    assert [line["way"] for line in result["table"]] == names
+    for line in result["table"]:
+        assert line["median_ms"] > 0 and line["peak_bytes"] > 4 * result["card"]["parameters"]
+    ours, both, maps = result["table"]
+    for name, line in (("nulltext", both), ("published", maps)):
+        assert result[f"ratio_time_to_{name}"] == pytest.approx(ours["median_ms"] / line["median_ms"], abs=1e-3)
+        assert result[f"ratio_memory_to_{name}"] == pytest.approx(ours["peak_bytes"] / line["peak_bytes"], abs=1e-3)
+
+
+def test_forward(bench):
+    pytest.importorskip("diffusers", reason="forward is measured against diffusers")
+    code, result, _ = bench("forward", *SMALL)
+    assert code == 0 and [line["by"] for line in result["table"]] == [
+        "minibaret",
+        "diffusers",
+        "diffusers, channels_last",
+    ]
+    assert result["ratio_to_diffusers"] == result["table"][0]["ratio_to_diffusers"] > 0
+    assert result["difference"] < 1e-4 and result["ratio_to_channels_last"] > 0
+
+
+def test_memory(bench, tmp_path):
+    code, result, _ = bench("memory", "--weights", "tiny-random", "--files", str(tmp_path), "--limit", "5G", "--json")
+    assert code == 0 and [line["limit"] for line in result["table"]] == [None, 5 * 10**9]
     for line in result["table"]:
         assert 10**8 < line["peak_memory"] < 10**9 and line["memory_estimate"] > 10**8 and line["savings"] == "none"
 
 
-TINY = ("--weights", "miniature-random", "--size", "32", "--rounds", "1", "--profile", "--json")
-
-
-def test_edit_prints_three_ways_to_the_same_latents(tmp_path):
-    path = tmp_path / "trace.json"
-    done = bench("edit", *TINY, "--steps", "3", "--trace", str(path))
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["ratio_to_naive"] > 0 and result["ratio_to_maps"] > 0
-    assert 0 <= result["latents_difference"] < 1e-4
-    ways = ["shipped", "six rows, SDPA", "six rows, maps"]
-    lines = [(line["way"], line["count"], line["rows"]) for line in result["table"]]
-    naive = [(15, 6), (15, 6), (20, 6), (50, 300)]
-    assert lines[::3] == [("shipped", *few) for few in ((15, 5), (15, 4), (20, 2), (50, 175))]
-    assert lines[1::3] == [(ways[1], *many) for many in naive] and lines[2::3] == [(ways[2], *many) for many in naive]
-    for way in range(3):  # an edit's time is that of its steps
-        *steps, edit = result["table"][way::3]
-        assert edit["median_ms"] == pytest.approx(sum(line["count"] * line["median_ms"] for line in steps))
-    assert list(result["operators"]) == ways and "aten::baddbmm" not in result["operators"]["shipped"]
-    names = {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
-    assert {"shipped: self and cross injected", "six rows, maps: nothing injected"} < names
-
-
-@torch.no_grad()
-def test_the_naive_batch_written_out_is_the_naive_plan(unet):
-    """Six rows by the package's own UNet; and the maps that are put back do change the edit."""
-    settings = Settings(steps=4, guidance=3.0)
-    target, null = torch.randn(2, 1, 5, 24)
-    record, schedule = baret.Record([torch.randn(1, 4, 8, 8)]), Schedule(4)
-    latents = record.trajectory[0]
-    for timestep in schedule.timesteps:
-        tuned = target + 0.3 * torch.randn_like(target)
-        noise = predict(unet, torch.cat([latents] * 2), timestep, torch.cat([null, tuned]))
-        latents = schedule.step(latents, guide(*noise.chunk(2), 3.0), timestep)
-        record.tuned.append(TunedStep(tuned, latents, ()))
-    *_, six = baret.edit(unet, record, target, null, settings, rows_at=bam.all_rows)
-    for attend in (naive.gathered, naive.materialised):
-        *_, edited = naive.edit(unet, record, target, null, settings, attend)
-        assert (edited - six["edit"]).abs().max() < 1e-4 * edited.std()
-    plain = dataclasses.replace(settings, self_steps=0.0, cross_steps=0.0)
-    *_, alone = naive.edit(unet, record, target, null, plain, naive.materialised)
-    assert (edited - alone).abs().max() > 1e-3 * edited.std()
-
-
-def test_tune_prints_time_and_memory(tmp_path):
-    pytest.importorskip("diffusers", reason="tune is measured against diffusers")
-    path = tmp_path / "trace.json"
-    done = bench("tune", *TINY, "--against", "maps", "both", "--trace", str(path))
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    names = ["minibaret", "diffusers, both rows", "diffusers, one row, maps"]
-    assert [line["way"] for line in result["table"]] == names == list(result["operators"])
-    for line in result["table"]:
-        assert line["median_ms"] > 0 and line["peak_bytes"] > 4 * result["card"]["parameters"]
-    ours, both, _ = result["table"]
-    assert result["ratio_time_to_nulltext"] == pytest.approx(ours["median_ms"] / both["median_ms"], abs=1e-3)
-    assert result["ratio_memory_to_nulltext"] == pytest.approx(ours["peak_bytes"] / both["peak_bytes"], abs=1e-3)
-    assert result["ratio_time_to_published"] > 0 and result["ratio_memory_to_published"] > 0
-    assert set(names) < {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
-
-
-def test_forward_prints_ours_and_diffusers_with_the_same_noise(tmp_path):
-    pytest.importorskip("diffusers", reason="forward is measured against diffusers")
-    path = tmp_path / "trace.json"
-    done = bench("forward", *TINY, "--trace", str(path))
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert [line["by"] for line in result["table"]] == ["minibaret", "diffusers", "diffusers, channels_last"]
-    assert result["ratio_to_diffusers"] == result["table"][0]["ratio_to_diffusers"] > 0
-    assert result["difference"] < 1e-4 and result["ratio_to_channels_last"] > 0
-    assert {"minibaret", "diffusers"} < {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
-
-
 @pytest.mark.parametrize("command", ["tune", "forward"])
-def test_without_diffusers_it_is_said(command, tmp_path):
-    (tmp_path / "diffusers.py").write_text("raise ImportError")
-    done = bench(command, *TINY, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "diffusers, which is not" in done.stderr
+def test_without_diffusers_it_is_said(bench, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    code, _, said = bench(command, *SMALL)
+    assert code == 2 and len(said) == 1 and "diffusers, which is not" in said[0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("edit", "--weights", "miniature-random", "--steps", "2"), "steps must be at least 3"),
+        (("edit", *SMALL, "--steps", "2"), "steps must be at least 3"),
         (("attention", "--sites", "self-9"), "sites must be of self-4096"),
         (("attention", "--sites", "self-64", "--attention", "triton"), "the Triton kernel cannot be used here"),
-        (("unet", "--weights", "miniature-random", "--size", "100"), "size must be a multiple of 32 pixels, got 100"),
+        (("unet", *SMALL, "--size", "100"), "size must be a multiple of 64 pixels, got 100"),
         (("unet", "--weights", "nowhere"), "nowhere"),
-        (("attention", "--plot", "nowhere/plot.png"), "there is no folder nowhere"),
+        (("unet", *SMALL, "--trace", "nowhere/trace.json"), "there is no folder nowhere"),
         (("memory", "--limit", "many"), "a memory limit such as 4G or 900M was wanted, got 'many'"),
+        (("gpu", "-o", "nowhere"), "PyTorch finds none here"),
     ],
 )
-def test_what_cannot_be_measured_is_said(arguments, said):
-    done = bench(*arguments)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and said in done.stderr
+def test_what_cannot_be_measured_is_said(bench, arguments, said):
+    code, _, lines = bench(*arguments)
+    assert code == 2 and len(lines) == 1 and said in lines[0]
 
 
-def test_random_weights_are_written_without_pytest_and_anew_after_an_interruption(tmp_path, monkeypatch):
-    import checkpoints
-
-    for name in ("checkpoints", "ldm_names"):
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place).name != "tests"])
-    monkeypatch.setattr(random_weights, "SD15", checkpoints.TINY)
+def test_random_weights_are_written_as_others_read_them(tmp_path, monkeypatch):
+    """Each file, by minibaret and by diffusers, holds the bits of the model in memory; and what was interrupted is
+    written anew, what is there is not."""
+    diffusers = pytest.importorskip("diffusers", reason="the files are written by diffusers")
     (tmp_path / "single.safetensors").write_bytes(b"half")
-    random_weights.write_layouts(tmp_path)
-    assert (tmp_path / "single.safetensors").stat().st_size > 1e6
-    assert (tmp_path / "folder" / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
-    monkeypatch.setattr(random_weights, "SD15", None)
-    random_weights.write_layouts(tmp_path)  # all there
+    write_layouts(tmp_path, TINY)
+    folder, single, model = tmp_path / "folder", tmp_path / "single.safetensors", random_model(TINY)
+    theirs = [
+        diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None),
+        diffusers.StableDiffusionPipeline.from_single_file(str(single), config=str(folder), safety_checker=None),
+    ]
+    ours = [load_model(path, tokenizer=folder, sizes=TINY) for path in (folder, single)]
+    for part in ("unet", "vae", "text_encoder"):
+        wanted = getattr(model, part).state_dict()
+        for read in (*theirs, *ours):
+            found = {n.removeprefix("text_model."): x for n, x in getattr(read, part).state_dict().items()}
+            assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    low = load_model(folder, dtype=torch.float16, variant="fp16", sizes=TINY).unet.conv_in.weight
+    assert torch.equal(low, model.unet.conv_in.weight.half())
+    monkeypatch.setattr(random_weights, "random_model", None)
+    write_layouts(tmp_path, TINY)  # all there
+    for who in ("minibaret", "diffusers"):
+        found = load_once(who, str(single), "-", "float32", "tiny-random")
+        assert min(found["load"], found["processor"], found["peak_gb"]) >= 0 and found["ready"] > found["load"]
 
 
 def test_a_shared_map_is_counted_once():
-    pair, alone = Shape(2, 1, 4096, 4096, 8, 40), Shape(1, 1, 4096, 4096, 8, 40)
+    pair, alone = Shape(2, 1, 2, 4096, 4096, 8, 40), Shape(1, 1, 1, 4096, 4096, 8, 40)
     assert work("plain", alone).flops == 4 * 8 * 4096 * 4096 * 40
     assert work("plain", pair).flops == 2 * work("plain", alone).flops
     assert work("injected", pair).flops == 0.75 * work("plain", pair).flops
@@ -194,3 +198,42 @@ def test_a_shared_map_is_counted_once():
     for gpu in GPUS.values():
         ours, plain = work("injected", pair).seconds(gpu), work("plain", pair).seconds(gpu)
         assert all(0.5 <= a / b <= 0.75 for a, b in zip(ours, plain))
+    assert work("injected", pair).bound(GPUS["h100"]) == "exponentials"
+
+
+def gpu(folder: Path, minutes: str) -> tuple[int, dict, str]:
+    command = [sys.executable, str(BENCH), "gpu", "--dry-run", "--minutes", minutes, "-o", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return (
+        done.returncode,
+        json.loads((folder / "gpu.json").read_text()),
+        done.stderr + (folder / "log.txt").read_text(),
+    )
+
+
+def test_gpu_runs_dry_from_end_to_end(tmp_path):
+    code, result, said = gpu(tmp_path, "20")
+    assert code == 0, said
+    parts = {name: part["lines"] for name, part in result["parts"].items()}
+    assert list(parts) == ["tests", "miniature", "attention", "network", "edit"]
+    assert all(part["ended"] == "finished" for part in result["parts"].values())
+    assert parts["tests"] and {line["outcome"] for line in parts["tests"]} == {"skipped"}
+    names = ["cpu, float32", "cpu, float32", "cpu, bfloat16", "cpu, float16"]
+    assert [line["what"] for line in parts["miniature"]] == names
+    assert all(line["psnr_to_cpu"] > 30 for line in parts["miniature"])
+    assert {line["way"] for line in parts["attention"]} == {"plain", "materialised", "gathered", "injected"}
+    timed = {(line["what"], line["way"]) for line in parts["network"] if "median_ms" in line}
+    whats = ("two-row forward", "inner iteration")
+    assert timed == {(what, way) for what in whats for way in ("eager", "channels_last", "compiled")}
+    graphs = [line["failed"] for line in parts["network"] if line["way"].startswith("graph")]
+    assert len(graphs) == 4 and all("a CUDA graph needs a CUDA GPU" in why for why in graphs)
+    whole = [line for line in parts["edit"] if line["what"].startswith("all inner iterations")]
+    assert len(whole) == 2 and all(line["gradient_passes"] == 3 and line["seconds"] > 0 for line in whole)
+    report = (tmp_path / "report.md").read_text()
+    assert "no figure in it means anything" in report and "| cross-16 |" in report
+
+
+def test_gpu_keeps_what_it_had_when_parts_are_cut_off(tmp_path):
+    code, result, said = gpu(tmp_path, "0.01")
+    assert code == 2 and "not all went well: tests: cut off after 0 s; miniature" in said
+    assert len(result["parts"]) == 5 and "(not measured)" in (tmp_path / "report.md").read_text()

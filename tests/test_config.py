@@ -1,5 +1,6 @@
 """The config.json of a folder of weights: refused in a sentence that names it, and written whole or not at all."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -54,11 +55,6 @@ from minibaret.weights.folder import MINIATURE_FOLDER, read_config, save_config,
         ({"words": "dog"}, 'words must be a list of words, got "dog"'),
         ({"words": ["dog", 5]}, 'words must be a list of words, got ["dog", 5]'),
         ({"defaults": 5}, "defaults must be an object, {…}, got 5"),
-        ({"defaults": {"stepz": 5}}, "'stepz'"),
-        ({"defaults": {"steps": 0}}, "steps must be a whole number from 1 to 999, got 0"),
-        ({"defaults": {"steps": True}}, "steps must be a whole number from 1 to 999, got True"),
-        ({"defaults": {"rigid": "no"}}, "rigid must be true or false, got 'no'"),
-        ({"defaults": {"self_steps": True}}, "self steps must be a number from 0 to 1, got True"),
         ([], "the file must be an object, {…}, got []"),
     ],
 )
@@ -68,6 +64,26 @@ def test_a_config_that_is_not_what_it_should_be(tmp_path, change, said):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(minibaret.InputError, match=r"config\.json is not a minibaret config: .*" + re.escape(said)):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "said"),
+    [
+        ({"stepz": 5}, 'must be knobs, or a method\'s name with its knobs, got {"stepz": 5}'),
+        ({"baret": 5}, 'must be knobs, or a method\'s name with its knobs, got {"baret": 5}'),
+        ({"steps": {"baret": 5}}, 'must be knobs, or a method\'s name with its knobs, got {"steps": {"baret": 5}}'),
+        ({"baret": {"stepz": 5}}, "baret has no stepz"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 999, got 0"),
+        ({"steps": True}, "steps must be a whole number from 1 to 999, got True"),
+        ({"rigid": "no"}, "rigid must be true or false, got 'no'"),
+        ({"self_steps": True}, "self steps must be a number from 0 to 1, got True"),
+        ({"transition": [0.5]}, "transition must be two numbers from 0 to 1, got (0.5,)"),
+    ],
+)
+def test_defaults_that_no_method_has(tmp_path, defaults, said):
+    folder = write_minibaret(tmp_path, random_weights(TINY), dataclasses.replace(TINY, defaults=defaults))
+    with pytest.raises(minibaret.InputError, match=r"^the defaults of tiny .*" + re.escape(said)):
+        minibaret.load(folder, "cpu")
 
 
 def test_a_config_of_brackets(tmp_path):

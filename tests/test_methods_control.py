@@ -92,12 +92,20 @@ def test_prompts_of_equally_many_words_are_replaced_and_others_refined(editor):
 # What a take computes
 
 
-@pytest.mark.parametrize("reweight", [(), (("dog", 2.5), ("grass", -1.0))])
-@pytest.mark.parametrize("prompt", [PROMPT, "a zebra dog standing on grass"])
-def test_takes_are_the_replaced_maps(editor, within, prompt, reweight):
+@pytest.mark.parametrize(
+    ("prompt", "reweighted"),  # words, what they weigh, and their tokens by hand
+    [
+        (PROMPT, []),
+        (PROMPT, [("dog", 2.5, [3]), ("lying", -1.0, [4])]),  # one of the source's words, one of the target's own
+        ("a zebra dog standing on grass", []),
+        ("a zebra dog standing on grass", [("dog", 2.5, [6]), ("zebra", 0.5, [2, 3, 4, 5])]),
+    ],
+)
+def test_takes_are_the_replaced_maps(editor, within, prompt, reweighted):
     """In float64: mixed maps times values, as the formulas say, and no map in the takes."""
     job = Job(torch.zeros(1, 4, 16, 16), prompt, SOURCE)
-    takes = cross_takes(editor.sd, job, METHODS["prompt-to-prompt"].knobs(reweight=reweight))
+    knobs = METHODS["prompt-to-prompt"].knobs(reweight=tuple((word, weight) for word, weight, _ in reweighted))
+    takes = cross_takes(editor.sd, job, knobs)
     assert len(takes) == (1 if "zebra" in prompt else 2)
     attention, layer = Attention(16, 24, 2).double(), Layer("cross", 0, 9, "up", 0)
     x, context = torch.randn(2, 9, 16, dtype=torch.float64), torch.randn(2, 77, 24, dtype=torch.float64)
@@ -110,8 +118,8 @@ def test_takes_are_the_replaced_maps(editor, within, prompt, reweight):
     )
     source, own = (q @ k.mT / 8**0.5).softmax(-1)
     weights = torch.ones(77, dtype=torch.float64)
-    for word, weight in reweight:
-        weights[1 + editor.sd.tokenizer.tokens(prompt).index(word + "</w>")] = weight
+    for _, weight, tokens in reweighted:
+        weights[tokens] = weight
     if prompt == PROMPT:  # refine: "lying" and "down", 4 and 5, have no partner
         alphas = torch.ones(77).index_fill(0, torch.tensor([4, 5]), 0)
         mixed = source[..., [0, 1, 2, 3, 0, 0, 5, 6, 7, *range(9, 77)]] * alphas + own * (1 - alphas)

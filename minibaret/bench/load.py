@@ -92,8 +92,7 @@ def once(who: str, path: str, variant: str, dtype: str, weights: str = "sd15-ran
     sum(p.detach().flatten()[:: 4096 // p.element_size()].float().sum().item() for p in parameters)
     ready, processor = time.perf_counter() - start, time.process_time() - processor
     peak = (common.resident("VmHWM") - before) / 1e9
-    figures = {"load": loaded - start, "ready": ready, "processor": processor, "peak_gb": peak}
-    return figures | {"parameters": sum(map(common.count_parameters, networks))}
+    return {"load": loaded - start, "ready": ready, "processor": processor, "peak_gb": peak}
 
 
 def summary(results: list[dict]) -> dict:

@@ -38,11 +38,10 @@ def bench(options: argparse.Namespace) -> None:
         line = {"forward": name, "rows": len(batches[name][0]), **common.spread(values)}
         line["ratio_to_plain"] = common.ratio(values, times[PLAIN])
         line["peak_bytes"] = common.peak_bytes(runs[name], options.device)
-        line["peak_mb"] = line["peak_bytes"] / 1e6
         shares[name] = layer_shares(unet, runs[name], options.device)
         lines.append(line)
     columns = {"forward": "{forward}", "rows": "{rows}", **common.TIMES, "of the first": "{ratio_to_plain:.3f}"}
-    print(common.table(lines, columns | {"peak, MB": "{peak_mb:.0f}"}))
+    print(common.table(lines, columns | {"peak, bytes": "{peak_bytes:.2e}"}))
     layers = [{"layer": layer, **{name: shares[name][layer] for name in runs}} for layer in shares[PLAIN]]
     print("\nShare of the forward, projections included")
     print(common.table(layers, {"layer": "{layer}", **{name: f"{{{name}:.1%}}" for name in runs}}))
@@ -61,21 +60,38 @@ def inputs(unet: UNet, side: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def layer_shares(unet: UNet, run: Callable[[], object], device: torch.device) -> dict[str, float]:
     """The part of one forward's time that attention layers take, by kind and number of tokens; projections included."""
-    begun, spent, handles = [], {}, []
+    begun, spans, handles = [], [], []
 
-    def enter(*_) -> None:
-        common.synchronize(device)
-        begun.append(time.perf_counter())
-
-    def leave(site: Attention, inputs: tuple, _) -> None:
-        common.synchronize(device)
+    def leave(layer: Attention, inputs: tuple, _) -> None:
         x, context = inputs[:2]
-        name = f"{'self' if context is x else 'cross'}-{x.shape[1]}"
-        spent[name] = spent.get(name, 0.0) + time.perf_counter() - begun.pop()
+        spans.append((f"{'self' if context is x else 'cross'}-{x.shape[1]}", begun.pop(), _mark(device)))
 
     for layer in (module for module in unet.modules() if isinstance(module, Attention)):
-        handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
-    whole = common.milliseconds(run, 1, device) / 1e3
+        handles.append(layer.register_forward_pre_hook(lambda *_: begun.append(_mark(device))))
+        handles.append(layer.register_forward_hook(leave))
+    begin = _mark(device)
+    run()
+    whole = _seconds(begin, _mark(device))
     for handle in handles:
         handle.remove()
+    spent: dict[str, float] = {}
+    for name, *marks in spans:
+        spent[name] = spent.get(name, 0.0) + _seconds(*marks)
     return {name: round(seconds / whole, 4) for name, seconds in sorted(spent.items(), key=lambda item: -item[1])}
+
+
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    """A moment, on a GPU in its own stream, so that nothing waits for it."""
+    if device.type != "cuda":
+        common.synchronize(device)
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(end, float):
+        return end - begin
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
