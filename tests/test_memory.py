@@ -12,7 +12,7 @@ from PIL import Image
 from runs import OTHER, PROMPT, stop_after
 
 import minibaret
-from minibaret import InputError, Savings, tiled_vae
+from minibaret import InputError, Savings, memory, tiled_vae
 from minibaret.bench.common import peak_bytes
 from minibaret.images import to_pixels
 from minibaret.inversion import load_inversion, unfinished_path
@@ -206,7 +206,7 @@ def test_the_plan_takes_what_is_needed_and_nothing_else():
             break
         assert estimate(WORK, savings) < previous
         previous = estimate(WORK, savings)
-    assert savings == Savings(on_demand=True, tiled_vae=True, checkpointing=True, unet_dtype=torch.bfloat16)
+    assert savings == Savings(on_demand=True, checkpointing=True, unet_dtype=torch.bfloat16)
     assert plan(4 * 10**9, WORK, Savings(), True) == Savings(on_demand=True, unet_dtype=torch.bfloat16)
     asked = Savings(tiled_vae=True)
     assert plan(10**11, WORK, asked, True) == asked
@@ -251,8 +251,9 @@ def test_a_dtype_of_the_unet_alone_takes_effect_without_a_limit():
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_an_edit_from_a_finished_inversion_is_planned_in_its_dtype_and_without_tuning(dtype):
-    """A limit that has room for all but the tuning, with every saving."""
+def test_an_edit_from_a_finished_inversion_is_planned_in_its_dtype_and_without_tuning(monkeypatch, dtype):
+    """With a limit that has room for the rows of an edit, if for nothing else."""
+    monkeypatch.setattr(memory, "ROW", 1)  # the tuning takes more than the rows, as at full size without savings
     making = minibaret.load(savings=Savings(unet_dtype=dtype))
     inversion = making.invert(dog(128, 128), PROMPT, inversion_prompt="null", **BRIEF)
     work = Work(making.config, making.model.parameter_counts(), (128, 128), 6, False, torch.float32, CPU)
@@ -264,7 +265,8 @@ def test_an_edit_from_a_finished_inversion_is_planned_in_its_dtype_and_without_t
         saving.edit(dog(128, 128), OTHER, pictures=(), inversion=inversion)
 
 
-def test_an_unfinished_inversion_is_planned_with_the_tuning_that_is_left(tmp_path):
+def test_an_unfinished_inversion_is_planned_with_the_tuning_that_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "ROW", 1)
     making, file = minibaret.load(), tmp_path / "dog.safetensors"
     with pytest.raises(KeyboardInterrupt):
         making.invert(dog(128, 128), PROMPT, file=file, watch=stop_after(3), **BRIEF)
