@@ -141,6 +141,19 @@ class Inversion:
         ]
         return Inversion(self.origin, self.name, entries, self.picture)
 
+    def holds_tuning(self, knobs: dict, prompts: Collection[list[int]]) -> bool:
+        """Whether there is something tuned for every step, with these knobs and one of the prompts (token ids)."""
+        knobs = json.loads(json.dumps(knobs))
+        return any(
+            entry.name != "trajectory"
+            and len(entry.items) == knobs["steps"]
+            and all(
+                _essence(x) in prompts if isinstance(x, dict) else knobs.get(key) == x
+                for key, x in entry.recipe.items()
+            )
+            for entry in self.entries
+        )
+
     @property
     def settings(self) -> dict[str, object]:
         """The knobs that it was made with."""
