@@ -80,8 +80,10 @@ def tune(
             met = losses[-1] < threshold(index)
             if last or (met and not unconditional):
                 break
-            # of the sum, not of the mean: that one's gradient would vanish in float16
-            embedding.grad = torch.autograd.grad(error, embedding)[0] / goal.numel()
+            # Of the sum, not of the mean, and scaled as if differences were about 1: the gradient would vanish in
+            # float16. A power of two leaves float32 as it is.
+            scale = 2.0 ** -round(math.log2(max(losses[-1], 1e-30)) / 2)
+            embedding.grad = torch.autograd.grad(error * scale, embedding)[0] / (scale * goal.numel())
             sd.counts.gradient_passes += 1
             adam.step()
             if met:
