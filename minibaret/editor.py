@@ -220,7 +220,7 @@ class Editor:
 
     def _chosen(self, method: Method, preset: str | None, inversion: Inversion | None, knobs: dict) -> Knobs:
         names = {entry.name for entry in dataclasses.fields(method.knobs)}
-        settings = inversion.settings if inversion and inversion.origin else {}
+        settings = inversion.settings(method.keeps) if inversion and inversion.origin else {}
         stored = {name: value for name, value in settings.items() if name in names}
         return self.knobs(method, preset, **{**stored, **knobs})
 

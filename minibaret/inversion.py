@@ -154,10 +154,10 @@ class Inversion:
             for entry in self.entries
         )
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """The knobs that it was made with."""
-        merged = {key: value for entry in self.entries for key, value in entry.recipe.items()}
+    def settings(self, keeps: str) -> dict[str, object]:
+        """The knobs that its trajectory and the list of that name were made with."""
+        entries = [entry for entry in self.entries if entry.name in ("trajectory", keeps)]
+        merged = {key: value for entry in entries for key, value in entry.recipe.items()}
         plain = {key: value for key, value in merged.items() if not isinstance(value, dict)}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 
