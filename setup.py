@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+TRITON = 'triton>=3.0; platform_system == "Linux" and platform_machine == "x86_64"'
+
 setup(
     name="minibaret",
     version="0.1.0",
@@ -22,11 +24,11 @@ setup(
         "numpy>=1.26",
         "tqdm>=4.60",
         "pillow>=10.1",
-        'triton>=3.0; platform_system == "Linux" and platform_machine == "x86_64"',
     ],
     extras_require={
+        "gpu": [TRITON],  # which PyTorch's builds for CUDA bring by themselves
         "plots": ["matplotlib"],
-        "test": ["pytest", "ruff", "diffusers", "transformers", "accelerate", "ftfy", "matplotlib"],
+        "test": ["pytest", "ruff", "diffusers", "transformers", "accelerate", "ftfy", "matplotlib", TRITON],
     },
     entry_points={"console_scripts": ["minibaret = minibaret.__main__:main"]},
 )

@@ -194,31 +194,28 @@ def maps(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    from .evaluation import evaluate
+    from .evaluation import evaluate, means
+    from .miniature.cases import SEEDS, drawn_case
     from .progress import ProgressBars
 
     if options.scenes < 1:
         raise InputError(f"scenes must be at least 1, got {options.scenes}")
     _check_outputs(options, options.sheet)
-    editor = _load(options)
+    knobs, editor = _knobs(options), _load(options)
+    side, seeds = editor.config.image_size, SEEDS["held-out"][: options.scenes]
+    cases = [drawn_case(options.kind, seed, side, options.distortion) for seed in seeds]
+    choices = {"preset": options.preset, "sheet": bool(options.sheet)}
     with ProgressBars() as bars:
-        scores, sheet = evaluate(
-            editor,
-            options.method,
-            options.kind,
-            options.scenes,
-            bars.count,
-            distortion=options.distortion,
-            sheet=bool(options.sheet),
-            preset=options.preset,
-            **_knobs(options),
-        )
+        scores, sheet = evaluate(editor, cases, options.method, knobs, watch=bars.count, **choices)
     if sheet:
         _write(options, sheet, options.sheet)
-    for name, value in scores.items():
-        print(f"{name:>22}  {value:.3f}")
+    figures = means(scores)
+    for name, (value, low, high, _) in figures.items():
+        print(f"{name:>22}  {value:9.3f}  ({low:.3f} to {high:.3f})")
     if options.json:
-        print(json.dumps({"methods": {options.method: {name: round(value, 4) for name, value in scores.items()}}}))
+        values = {name: round(figure.value, 4) for name, figure in figures.items()}
+        intervals = {name: [round(figure.low, 4), round(figure.high, 4)] for name, figure in figures.items()}
+        print(json.dumps({"methods": {options.method: values}, "intervals": {options.method: intervals}}))
 
 
 def inspect(options: argparse.Namespace) -> None:

@@ -104,7 +104,7 @@ class Editor:
         if maps is not None and not isinstance(maps, MapRequest):
             raise InputError(f"maps must be a MapRequest, got {type(maps).__name__}")
         self.check_prompts(method, prompt, source_prompt)
-        sd, expected = self._plan(method, chosen, size, inversion)
+        sd, expected = self._plan(method, chosen, size, inversion, (prompt, source_prompt or ""))
         picture = fit_image(read_image(image), size, fit)
         forget_peak(self.device)
         kept, clock = Inversion(), Clock(self.device)
@@ -182,7 +182,7 @@ class Editor:
         size, fit = self._frame(size, fit, inversion)
         chosen = self._chosen(method, preset, inversion, knobs)
         self.check_prompts(method, prompt, source_prompt)
-        sd, _ = self._plan(method, chosen, size, inversion)
+        sd, _ = self._plan(method, chosen, size, inversion, (prompt, source_prompt or ""))
         picture = fit_image(read_image(image), size, fit)
         origin = Origin.of(sd, picture, fit)
         try:
@@ -220,7 +220,7 @@ class Editor:
 
     def _chosen(self, method: Method, preset: str | None, inversion: Inversion | None, knobs: dict) -> Knobs:
         names = {entry.name for entry in dataclasses.fields(method.knobs)}
-        settings = inversion.settings if inversion and inversion.origin else {}
+        settings = inversion.settings(method.keeps) if inversion and inversion.origin else {}
         stored = {name: value for name, value in settings.items() if name in names}
         return self.knobs(method, preset, **{**stored, **knobs})
 
@@ -241,12 +241,12 @@ class Editor:
         self.sd.tokens(source_prompt or "")
 
     def _plan(
-        self, method: Method, knobs: Knobs, size: tuple[int, int], inversion: Inversion | None
+        self, method: Method, knobs: Knobs, size: tuple[int, int], inversion: Inversion | None, prompts: tuple[str, str]
     ) -> tuple[StableDiffusion, int]:
         """The networks, with the savings of memory that the work needs; the estimate of what it then takes, in bytes.
         Raises InputError where the limit cannot be kept."""
         file = inversion is not None and inversion.origin is not None
-        done = file and any(entry.name != "trajectory" for entry in inversion.entries)
+        done = file and inversion.holds_tuning(dataclasses.asdict(knobs), [self.sd.tokens(text) for text in prompts])
         parameters = self.model.parameter_counts()
         work = Work(
             config=self.config,

@@ -20,6 +20,7 @@ from .progress import Count, nobody
 from .result import Result
 from .sheet import columns_sheet
 
+RECONSTRUCTION = ("reconstruction",)  # beside the edit, the one picture that scores need
 SHEET_ROWS = 12
 RESAMPLES = 2000  # of a bootstrap
 
@@ -72,7 +73,7 @@ def score(
     knobs: Mapping[str, object] | None = None,
     *,
     preset: str | None = None,
-    pictures: Sequence[str] | str = ("reconstruction",),
+    pictures: Sequence[str] | str = RECONSTRUCTION,
     inversion: Inversion | None = None,
 ) -> tuple[Scores, Result]:
     """Edits the case; every metric of the edit, and what it cost.
@@ -110,7 +111,7 @@ def evaluate(
     scores, shown = [], []
     for index, case in enumerate(cases):
         drawn = sheet and index < SHEET_ROWS
-        scored, result = score(editor, case, method, knobs, preset=preset, pictures=ALL if drawn else ())
+        scored, result = score(editor, case, method, knobs, preset=preset, pictures=ALL if drawn else RECONSTRUCTION)
         scores.append(scored)
         if drawn:
             shown.append((case, result))

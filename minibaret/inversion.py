@@ -141,10 +141,23 @@ class Inversion:
         ]
         return Inversion(self.origin, self.name, entries, self.picture)
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """The knobs that it was made with."""
-        merged = {key: value for entry in self.entries for key, value in entry.recipe.items()}
+    def holds_tuning(self, knobs: dict, prompts: Collection[list[int]]) -> bool:
+        """Whether there is something tuned for every step, with these knobs and one of the prompts (token ids)."""
+        knobs = json.loads(json.dumps(knobs))
+        return any(
+            entry.name != "trajectory"
+            and len(entry.items) == knobs["steps"]
+            and all(
+                _essence(x) in prompts if isinstance(x, dict) else knobs.get(key) == x
+                for key, x in entry.recipe.items()
+            )
+            for entry in self.entries
+        )
+
+    def settings(self, keeps: str) -> dict[str, object]:
+        """The knobs that its trajectory and the list of that name were made with."""
+        entries = [entry for entry in self.entries if entry.name in ("trajectory", keeps)]
+        merged = {key: value for entry in entries for key, value in entry.recipe.items()}
         plain = {key: value for key, value in merged.items() if not isinstance(value, dict)}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 

@@ -1,12 +1,13 @@
 """Tasks with a right answer, pictures that do not come straight from the generator, and how an edit is scored."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from minibaret import cli
+from minibaret import options
 from minibaret.evaluation import Case, evaluate, mean, means, score, success, unchanged, wilson
 from minibaret.images import fit_image, psnr
 from minibaret.methods import METHODS
@@ -42,7 +43,7 @@ def test_every_value_of_an_attribute_is_asked_for(kind):
 
 
 def test_the_command_line_knows_every_kind_and_distortion():
-    assert cli.KINDS == KINDS and tuple(DISTORTIONS) == cli.DISTORTIONS
+    assert options.KINDS == KINDS and tuple(DISTORTIONS) == options.DISTORTIONS
 
 
 def test_measured_scenes_are_held_out_and_not_the_ones_that_settings_were_chosen_by():
@@ -167,7 +168,9 @@ def test_a_sheet_shows_the_first_twelve_with_every_branch():
     cases = [drawn_case("posture", seed, 128) for seed in range(13)]
     editor = Stub(reconstruction=cases[0].image)
     scores, sheet = evaluate(editor, cases, "baret")
-    assert len(scores) == 13 and [options["pictures"] for *_, options in editor.asked] == ["all"] * 12 + [()]
+    assert len(scores) == 13 and [options["pictures"] for *_, options in editor.asked] == ["all"] * 12 + [
+        ("reconstruction",)
+    ]
     assert sheet.size[0] == 8 + 4 * (128 + 8) and sheet.size[1] > 8 + 12 * (128 + 8)
     shown = np.asarray(sheet)[8 : 8 + 128, 8 : 8 + 128]
     assert np.array_equal(shown, np.asarray(cases[0].image))
@@ -176,7 +179,8 @@ def test_a_sheet_shows_the_first_twelve_with_every_branch():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_can_be_scored(name, small):
-    knobs = {"steps": 2}
+    tuning = [field.name for field in dataclasses.fields(METHODS[name].knobs) if field.name.endswith("_steps")]
+    knobs = {"steps": 2, **dict.fromkeys(tuning, 1)}
     scores, _ = score(small, drawn_case("colour", 3, 32), name, knobs)
     assert {"success", "background_psnr", "answer_psnr", "vae_psnr", "seconds"} <= scores.keys()
     assert scores["row_forwards"] > 0

@@ -22,11 +22,12 @@ from checkpoints import (
     write_hugging_face,
     write_single,
 )
+from runs import drain
 from torch import Tensor
 
 from minibaret.models.configs import SD15
-from minibaret.prediction import guide
-from minibaret.schedule import Schedule
+from minibaret.pipeline import StableDiffusion
+from minibaret.sampler import Branch, Schedule, invert, sample
 from minibaret.weights import load_model
 
 diffusers = pytest.importorskip("diffusers", reason="parity is measured against diffusers and transformers")
@@ -155,24 +156,29 @@ def test_text_encoder(files, model, reference, within):
 
 
 @torch.no_grad()
-def test_guided_sampling(files, model, reference, within):
-    """Ten steps of DDIM at guidance 7.5, each side with its own tokenizer, text encoder, UNet, schedule and loop."""
+def test_inversion_and_guided_sampling(files, model, reference, within):
+    """DDIM inversion at guidance 1, then ten steps of DDIM at guidance 7.5: each side with its own tokenizer, text
+    encoder, UNet, schedule and loop."""
     folder, _, config = files
-    tokenizer, scheduler = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"), ddim()
+    tokenizer, other = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"), reference("unet")
     ids = tokenizer(["", TEXTS["words"]], padding="max_length", max_length=77, return_tensors="pt").input_ids
     context = reference("text_encoder")(ids).last_hidden_state
-    start = torch.randn(1, 4, 32, 32)
-    theirs, other = start, reference("unet")
-    scheduler.set_timesteps(10)
+    start = theirs = torch.randn(1, 4, 32, 32)
+    sd, steps = StableDiffusion(model), 10
+    null, prompt = sd.embed(""), sd.embed(TEXTS["words"])
+    trajectory, scheduler = [start], ddim(inverse=True)
+    drain(invert(sd, trajectory, null, Schedule(steps), count=3))
+    scheduler.set_timesteps(steps)
+    for timestep in scheduler.timesteps[:3]:
+        theirs = scheduler.step(other(theirs, timestep, context[:1]).sample, timestep, theirs).prev_sample
+    within(f"{config.name}: DDIM inversion, 3 steps, 32×32 latents", error(trajectory[-1], theirs), 1e-3)
+    theirs, scheduler = start, ddim()
+    _, found = drain(sample(sd, [Branch("edit", start, prompt, null)], Schedule(steps), 7.5))
+    scheduler.set_timesteps(steps)
     for timestep in scheduler.timesteps:
-        null, text = other(torch.cat([theirs] * 2), timestep, context).sample.chunk(2)
-        theirs = scheduler.step(null + 7.5 * (text - null), timestep, theirs).prev_sample
-    ours, schedule = start, Schedule(10)
-    context = model.text_encoder(torch.tensor([model.tokenizer(""), model.tokenizer(TEXTS["words"])]))
-    for timestep in schedule.timesteps:
-        noise = model.unet(torch.cat([ours] * 2), torch.tensor(timestep), context)
-        ours = schedule.step(ours, guide(*noise.chunk(2), 7.5), timestep)
-    within(f"{config.name}: guided sampling, 10 steps, 32×32 latents", error(ours, theirs), 1e-3)
+        uncond, cond = other(torch.cat([theirs] * 2), timestep, context).sample.chunk(2)
+        theirs = scheduler.step(uncond + 7.5 * (cond - uncond), timestep, theirs).prev_sample
+    within(f"{config.name}: guided sampling, 10 steps, 32×32 latents", error(found["edit"], theirs), 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -220,13 +226,15 @@ def test_schedule(steps, inverse, within):
     scheduler.set_timesteps(steps)
     timesteps = schedule.timesteps[::-1] if inverse else schedule.timesteps
     assert scheduler.timesteps.tolist() == timesteps
-    ours = theirs = torch.randn(2, 4, 8, 8)
+    ours = theirs = start = torch.randn(2, 4, 8, 8)
     step = schedule.inverse_step if inverse else schedule.step
     for timestep in timesteps:
         noise = torch.randn(2, 4, 8, 8)
         alone = error(step(theirs, noise, timestep), scheduler.step(noise, timestep, theirs).prev_sample)
         assert alone < 2e-5, timestep
         ours, theirs = step(ours, noise, timestep), scheduler.step(noise, timestep, theirs).prev_sample
+    noised = ddim().add_noise(start, ours, torch.tensor(timesteps[3:4]))
+    assert error(schedule.add_noise(start, ours, timesteps[3]), noised) < 2e-6
     name = "DDIMInverseScheduler" if inverse else "DDIMScheduler"
     within(f"{steps} steps in a row against {name}", error(ours, theirs), 1e-4)
 

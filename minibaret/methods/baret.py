@@ -92,5 +92,6 @@ METHOD = Method(
     invert=invert,
     strength="self_steps",
     tunes="target embedding",
+    keeps="target embeddings",
     rows=6,
 )

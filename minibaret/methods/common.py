@@ -119,6 +119,7 @@ class Method:
     needs_source: bool = False  # a source prompt
     strength: str = ""  # the knob for trade-off curves
     tunes: str = ""  # what it tunes, if anything
+    keeps: str = ""  # the list of what it tunes in an `Inversion`
     copies: tuple[str, ...] = ()  # the networks that it tunes copies of
     rows: int = 4  # of the UNet's largest batch
 

@@ -70,6 +70,7 @@ METHOD = Method(
     invert=invert,
     strength="target_weight",
     tunes="target embedding, copy of UNet",
+    keeps="embedding near the target",
     copies=("unet",),
     rows=2,
 )

@@ -57,5 +57,6 @@ METHOD = Method(
     needs_source=True,
     strength="cross_steps",
     tunes="null embedding",
+    keeps="null embeddings",
     rows=3,
 )

@@ -1,5 +1,4 @@
-"""Prompt-to-prompt (Hertz et al. 2022): the edit begins with the attention maps of a source branch, whose prompt says
-what the picture shows.
+"""Prompt-to-prompt (Hertz et al. 2022): the edit begins with the attention maps of a branch with the source prompt.
 
 Only rows with a prompt take maps. All controllers of the original are linear in the values, so no map is in memory
 (A: the edit's map, V: its values, j: a token of its prompt):

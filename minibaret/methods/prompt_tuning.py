@@ -52,5 +52,6 @@ METHOD = Method(
     invert=invert,
     strength="eta",
     tunes="target embedding",
+    keeps="target embeddings",
     rows=2,
 )

@@ -7,7 +7,6 @@ python -m minibaret.miniature pictures [NAME …]
 
 import argparse
 import json
-import signal
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..errors import InputError
 from ..images import check_writable, write_image
 from ..loading import load
 from ..methods import METHODS
+from ..process import STOPPED, stopped_by_signals
 from ..progress import ProgressBars
 from ..weights import MINIATURE_FOLDER
 from .cases import SEEDS
@@ -66,9 +66,9 @@ def main() -> None:
     command.set_defaults(run=_pictures, left="the pictures that were done are there")
 
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends the workers, a bare signal does not
     try:
-        options.run(options)
+        with stopped_by_signals():
+            options.run(options)
     except InputError as error:
         parser.error(str(error))
     except OSError as error:
@@ -76,7 +76,7 @@ def main() -> None:
     except BrokenProcessPool:
         parser.error(f"a worker process was killed, probably because memory ran out; {options.left}")
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: stopped; {options.left}\n")
+        parser.exit(STOPPED, f"{parser.prog}: stopped; {options.left}\n")
 
 
 def _count(text: str, least: int = 1) -> int:
