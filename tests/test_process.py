@@ -64,7 +64,8 @@ def test_a_command_is_stopped_while_it_begins(name):
         "import builtins, os, signal, sys; real = builtins.__import__\n"
         f"def stopped(name, *rest, **more):\n    if name == 'torch': os.kill(os.getpid(), signal.{name})\n"
         "    return real(name, *rest, **more)\n"
-        "from minibaret.__main__ import main; builtins.__import__ = stopped; sys.argv[1:] = ['methods']; sys.exit(main())"
+        "from minibaret.__main__ import main; builtins.__import__ = stopped\n"
+        "sys.argv[1:] = ['methods']; sys.exit(main())"
     )
     done = run(code)
     assert done.returncode == 130 and done.stderr == b"minibaret: stopped; nothing was written\n"
