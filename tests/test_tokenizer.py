@@ -3,6 +3,7 @@
 import gzip
 import html
 import json
+import os
 import random
 
 import pytest
@@ -170,6 +171,31 @@ def test_a_vocabulary_that_contradicts_the_merges_is_refused(spellings, merges):
     for name in ("vocab", "pairs"):
         with pytest.raises(minibaret.InputError, match=r"entry 'a' is number 64 by the merges and 65 by"):
             read_tokenizer_at(spellings[name], len(table))
+
+
+@pytest.mark.parametrize("odd", ["x" * 5000, "a\nb", [[1]], None])
+def test_an_entry_of_something_else_is_one_short_sentence(spellings, merges, odd):
+    spellings["vocab"].with_name("vocab.json").write_text(json.dumps({**vocabulary(merges), "a": odd}))
+    with pytest.raises(minibaret.InputError, match="entry 'a' is number 64 by the merges and ") as caught:
+        read_tokenizer_at(spellings["vocab"], len(vocabulary(merges)))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_files_far_too_large_are_not_read(tmp_path):
+    (tmp_path / "merges.txt").touch()
+    os.truncate(tmp_path / "merges.txt", 3_000_000_000)  # with a hole in it: no disk is used
+    with pytest.raises(minibaret.InputError, match="must have at most 20,000,000 bytes, it has 3,000,000,000"):
+        read_tokenizer_at(tmp_path / "merges.txt", 521)
+    bomb = tmp_path / "bpe_simple_vocab_16e6.txt.gz"
+    bomb.write_bytes(gzip.compress(b"#version" + b" " * 200_000_000, 1))
+    with pytest.raises(minibaret.InputError, match=r"is not CLIP's tokenizer|is another model's"):
+        read_tokenizer_at(bomb, 521)
+
+
+def test_a_tokenizer_that_is_a_link_to_nowhere(tmp_path):
+    (tmp_path / "merges.txt").symlink_to("../blobs/0123")
+    with pytest.raises(minibaret.InputError, match=r"merges\.txt is a link to \.\./blobs/0123, which is not there"):
+        find_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ The merges are enough to build the tokenizer; a vocabulary that comes with them 
 """
 
 import gzip
-import json
 import zlib
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import LONGEST_JSON, absent, brief, read_json
 from ..models.tokenizer import ClipTokenizer, parse_merges
+from .files import shown
 
 NAMES = ("merges.txt", "tokenizer.json", "bpe_simple_vocab_16e6.txt.gz")
 NO_MERGES = 2 * 256 + 2  # entries that are no merges: bytes, bytes that end a word, start, end
@@ -26,6 +27,8 @@ def find_tokenizer(weights: Path, named: Path | None = None) -> Path:
     for path in (place / name for place in (folder / "tokenizer", folder) for name in NAMES):
         if path.is_file():
             return path
+        if path.is_symlink():
+            raise InputError(absent(path))
     if named is not None:
         raise InputError(f"{named} is neither a tokenizer's file nor a folder that holds {' or '.join(NAMES)}")
     where = f"into {folder / 'tokenizer'}" if weights.is_dir() else f"beside it, into {folder}"
@@ -39,17 +42,21 @@ def read_tokenizer_at(path: Path, entries: int) -> ClipTokenizer:
     """The tokenizer of a file. Raises InputError where it is broken or has not as many entries as the text encoder."""
     if not path.is_file():
         raise InputError(f"there is no tokenizer: {path} is missing")
+    if path.stat().st_size > LONGEST_JSON:
+        raise InputError(f"{path} must have at most {LONGEST_JSON:,} bytes, it has {path.stat().st_size:,}")
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding="utf-8") as file:
-                tokenizer = ClipTokenizer(parse_merges(file.read(), entries - NO_MERGES))  # more merges than CLIP uses
+                tokenizer = ClipTokenizer(
+                    parse_merges(file.read(LONGEST_JSON), entries - NO_MERGES)
+                )  # more merges than CLIP uses
         elif path.suffix == ".json":
             tokenizer = _from_json(path)
         else:
             tokenizer = ClipTokenizer.from_merges(path)
             beside = path.with_name("vocab.json")
             if beside.is_file():
-                _compare(tokenizer, json.loads(beside.read_text(encoding="utf-8")), beside.name)
+                _compare(tokenizer, read_json(beside), beside.name)
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path} is not CLIP's tokenizer: {error}") from None
     if tokenizer.size != entries:
@@ -59,7 +66,7 @@ def read_tokenizer_at(path: Path, entries: int) -> ClipTokenizer:
 
 def _from_json(path: Path) -> ClipTokenizer:
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        model = read_json(path)["model"]
         lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         vocabulary = dict(model["vocab"])
     except (KeyError, TypeError):
@@ -72,10 +79,11 @@ def _from_json(path: Path) -> ClipTokenizer:
 def _compare(tokenizer: ClipTokenizer, vocabulary: object, source: str) -> None:
     """Raises ValueError unless the vocabulary is the one that follows from the merges: a dict of numbers by entry."""
     if not isinstance(vocabulary, dict):
-        raise ValueError(f"{source} should hold an object, {{…}}, not {json.dumps(vocabulary)[:40]}")
+        raise ValueError(f"{source} should hold an object, {{…}}, not {brief(vocabulary)}")
     if tokenizer.vocabulary == vocabulary:
         return
     for entry in [*tokenizer.vocabulary, *vocabulary]:
         ours, theirs = tokenizer.vocabulary.get(entry), vocabulary.get(entry)
         if ours != theirs:
-            raise ValueError(f"entry {entry!r} is number {ours} by the merges and {theirs} by {source}")
+            said = f"entry {shown(entry)!r} is number {brief(ours)} by the merges and {brief(theirs)} by {source}"
+            raise ValueError(said)
