@@ -65,6 +65,59 @@ def test_ctrl_c_says_what_is_left(tmp_path, dog, capsys, monkeypatch):
     assert not (tmp_path / "edited.png").exists()
 
 
+def test_words_that_the_model_does_not_know_are_named_once(tmp_path, dog, capsys):
+    arguments = ["edit", str(dog), "-o", str(tmp_path / "edited.png"), "--steps", "1", "--inner-steps", "0"]
+    assert main([*arguments, "a smiling dog in the snow; it’s a smiling dog"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("minibaret: ")]
+    assert len(said) == 1 and "does not know these words" in said[0] and "--weights" in said[0]
+    assert ": smiling, in, the, it’s; " in said[0]
+    assert main([*arguments, "a brown dog lying down on grass with a red hat", "--force"]) == 0
+    assert "minibaret: " not in capsys.readouterr().err
+
+
+def test_a_profile_is_spoken_of(tmp_path, dog, capsys):
+    picture = tmp_path / "wide.png"
+    Image.open(dog).save(picture, icc_profile=b"no profile")
+    assert (
+        main(["edit", str(picture), "a dog", "-o", str(tmp_path / "o.png"), "--steps", "1", "--inner-steps", "0"]) == 0
+    )
+    assert f"{picture}: a colour profile that could not be used was ignored" in capsys.readouterr().out.splitlines()
+
+
+def test_output_and_sheet_are_two_files_however_they_are_spelt(tmp_path, dog, capsys):
+    (tmp_path / "here").symlink_to(".")
+    for sheet in (tmp_path / "o.png", tmp_path / "here" / "o.png", f"{tmp_path}/../{tmp_path.name}/o.png"):
+        said = refused(capsys, "edit", dog, "a dog", "-o", tmp_path / "o.png", "--sheet", sheet, *QUICK)
+        assert "--output and --sheet must be two files" in said
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (["--width", "4096"], "a WEBP file holds at most 16,383 pixels a side, not 20480×128"),
+        (["--width", "8224"], "width and height must be at most 8,192 pixels, got 8224×128"),
+        (["--height", "4294967296"], "width and height must be at most 8,192 pixels, got 128×4294967296"),
+        (["--width", "4096", "--height", "4096", "--memory", "600M"], "a memory limit of 600M cannot be kept"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_before_the_picture_is_read(tmp_path, capsys, size, said):
+    sheet = [] if "--memory" in size else ["--sheet", tmp_path / "s.webp"]
+    assert said in refused(capsys, "edit", "missing.png", "a dog", "-o", tmp_path / "o.png", *sheet, *size)
+
+
+def test_an_output_that_came_to_be_meanwhile_is_kept(tmp_path, dog, capsys, monkeypatch):
+    output, edit = tmp_path / "o.png", minibaret.Editor.edit
+
+    def another_run(*arguments, **options):
+        output.write_bytes(b"another run's")
+        return edit(*arguments, **options)
+
+    monkeypatch.setattr(minibaret.Editor, "edit", another_run)
+    assert main(["edit", str(dog), "a dog", "-o", str(output), *QUICK]) == 2
+    assert "o.png was written by another run meanwhile; pass --force" in capsys.readouterr().err
+    assert output.read_bytes() == b"another run's"
+
+
 def test_an_existing_output_is_kept_unless_forced(tmp_path, dog, capsys):
     output = tmp_path / "edited.png"
     output.write_bytes(b"precious")
