@@ -3,7 +3,9 @@
 Five parts in order, each in a process of its own with a limit of its own; time that a part leaves over goes to the
 later ones. A part prints a line of JSON for each measurement, and gpu.json is written anew with every line, so that a
 run that is cut off keeps what it had. At the end come report.md, a paragraph for the README and a table for each part;
-log.txt has what the processes said besides.
+log.txt has what the processes said besides. Neither diffusers nor a network is needed: from a clone,
+`pip install -e . --no-deps --no-build-isolation` beside PyTorch, Triton, safetensors, tokenizers, numpy, pillow, tqdm
+and pytest.
 """
 
 import argparse
