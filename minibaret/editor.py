@@ -41,6 +41,9 @@ class Editor:
         `dtype_is_fixed`."""
         self.model, self.config, self.device = model, model.config, model.device
         self.savings, self.memory_limit, self._dtype_is_fixed = savings, memory_limit, dtype_is_fixed
+        if memory_limit is not None and self.device.type == "cuda":  # where PyTorch can be held to it
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(memory_limit / total, 1.0), self.device)
         self.sd = StableDiffusion(model, savings)  # to embed, encode and decode with
 
     def knobs(self, method: str | Method | Callable = "baret", preset: str | None = None, **changes) -> Knobs:

@@ -78,7 +78,7 @@ class WordMaps:
 
     def __call__(self, step, name, q, k, v):
         maps = eager.maps_of(q, k)
-        if name.endswith("attn1") and maps.shape[-1] <= SIDE**2 // 4 and step < self.taus[0]:
+        if name.endswith("attn1") and maps.shape[-1] <= 32**2 and step < self.taus[0]:
             maps[3] = maps[2]
         if name.endswith("attn2") and step < self.taus[1]:
             maps[3] = self.mapped(maps[2], maps[3]) * self.weights

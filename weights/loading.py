@@ -72,8 +72,11 @@ def read_network(
 ) -> None:
     """Gives a prepared network its tensors, in the memory format that its convolutions are fastest in."""
     fill(network, tensors, device, dtype)
-    if torch.device(device).type == "cpu" and isinstance(network, UNet) and network.config.channels[0] < NARROW:
-        network.to(memory_format=torch.channels_last)
+    if isinstance(network, UNet):
+        narrow = torch.device(device).type == "cpu" and network.config.channels[0] < NARROW
+        half = torch.device(device).type == "cuda" and dtype != torch.float32  # what tensor cores convolve in
+        if narrow or half:
+            network.to(memory_format=torch.channels_last)
 
 
 def prepare_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:

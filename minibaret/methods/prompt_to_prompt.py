@@ -3,7 +3,7 @@
 Only rows with a prompt take maps. All controllers of the original are linear in the values, so no map is in memory
 (A: the edit's map, V: its values, j: a token of its prompt):
 
-    self      A_source V                                     at levels 1 and coarser: 32² tokens of 64²
+    self      A_source V                                     in layers of at most 32² tokens
     replace   (A_source M) V = A_source (M V)                prompts of equally many words
     refine    A_source (P diag(α) V) + A (diag(1 − α) V)     others: α_j = 1 where j has a partner in the source
     reweight  diag(c) V in place of V, in either of these    c_j: the weight of token j
@@ -40,7 +40,7 @@ def controllers(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> tuple:
     tau_self, tau_cross = knobs.first(knobs.self_steps), knobs.first(knobs.cross_steps)
 
     def control(step: int, layer: Layer) -> dict[str, Take | list[Take]]:
-        if layer.kind == "self" and layer.level >= 1 and step < tau_self:
+        if layer.kind == "self" and layer.tokens <= 32**2 and step < tau_self:
             return {"edit": Take(q="source", k="source")}
         if layer.kind == "cross" and step < tau_cross:
             return {"edit": mixed}
