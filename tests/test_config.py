@@ -10,6 +10,7 @@ import torch
 from checkpoints import TINY, random_weights, write_minibaret
 
 import minibaret
+from minibaret.cli import main
 from minibaret.models.configs import MINIATURE
 from minibaret.weights import load_model
 from minibaret.weights.folder import MINIATURE_FOLDER, read_config, save_config, save_part
@@ -80,10 +81,13 @@ def test_a_config_that_is_not_what_it_should_be(tmp_path, change, said):
         ({"transition": [0.5]}, "transition must be two numbers from 0 to 1, got (0.5,)"),
     ],
 )
-def test_defaults_that_no_method_has(tmp_path, defaults, said):
+def test_defaults_that_no_method_has(tmp_path, capsys, defaults, said):
     folder = write_minibaret(tmp_path, random_weights(TINY), dataclasses.replace(TINY, defaults=defaults))
     with pytest.raises(minibaret.InputError, match=r"^the defaults of tiny .*" + re.escape(said)):
         minibaret.load(folder, "cpu")
+    assert main(["inspect", str(folder)]) == 2
+    said = capsys.readouterr()
+    assert "the defaults of tiny" in said.err and "would load" not in said.out
 
 
 def test_a_config_of_brackets(tmp_path):
