@@ -53,6 +53,11 @@ from minibaret.weights.folder import MINIATURE_FOLDER, read_config, save_config,
             {"vae": {"scaling_factor": float("nan")}},
             "scaling_factor of vae must be a value like 0.18215, at most 1,000,000",
         ),
+        ({"text_encoder": {"positions": 76}}, "positions of text_encoder must be at least 77, got 76"),
+        ({"unet": {"context_width": 768}}, "unet reads text of width 768, but it has 128"),
+        ({"vae": {"latent_channels": 8}}, "vae and unet must have as many latent_channels as each other"),
+        ({"unet": {"attention": [True]}}, "unet must have as many values of attention as of channels"),
+        ({"unet": {"channels": [63, 64, 64]}}, "the first of unet's channels must be even, got 63"),
         ({"words": "dog"}, 'words must be a list of words, got "dog"'),
         ({"words": ["dog", 5]}, 'words must be a list of words, got ["dog", 5]'),
         ({"defaults": 5}, "defaults must be an object, {…}, got 5"),
@@ -61,7 +66,9 @@ from minibaret.weights.folder import MINIATURE_FOLDER, read_config, save_config,
 )
 def test_a_config_that_is_not_what_it_should_be(tmp_path, change, said):
     values = json.loads((MINIATURE_FOLDER / "config.json").read_text())
-    values = {**values, **change} if change else change
+    for name, value in change.items() if change else ():  # of a network's sizes one is changed
+        values[name] = {**values[name], **value} if isinstance(value, dict) else value
+    values = values if change else change
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(minibaret.InputError, match=r"config\.json is not a minibaret config: .*" + re.escape(said)):
         read_config(tmp_path)
