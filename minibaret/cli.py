@@ -219,8 +219,12 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
+    from .loading import check_defaults
     from .weights import inspect
+    from .weights.folder import CONFIG, read_config
 
+    if (options.path / CONFIG).is_file():
+        check_defaults(read_config(options.path))
     for line in inspect(options.path, options.variant, options.tokenizer):
         print(line)
 

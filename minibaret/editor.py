@@ -16,6 +16,7 @@ from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inver
 from .maps import MapCollector, MapRequest, check_request, find_words
 from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, peak_memory, plan
 from .methods import Job, Knobs, Method, find
+from .models.configs import ModelConfig
 from .pipeline import StableDiffusion
 from .progress import Clock, outside_inference_mode, run_to_end
 from .result import Result
@@ -52,7 +53,7 @@ class Editor:
         method = find(method)
         if preset not in (None, "paper"):
             raise InputError(f"preset must be paper, got {preset!r}")
-        values = {} if preset else self._defaults(method)
+        values = {} if preset else defaults_of(self.config, method)
         return method.knobs_from({**values, **changes})
 
     def edit(
@@ -227,12 +228,6 @@ class Editor:
         stored = {name: value for name, value in settings.items() if name in names}
         return self.knobs(method, preset, **{**stored, **knobs})
 
-    def _defaults(self, method: Method) -> dict:
-        """The model's own: those that hold for every method which has them, then the method's."""
-        names = {entry.name for entry in dataclasses.fields(method.knobs)}
-        common = {name: value for name, value in self.config.defaults.items() if name in names}
-        return tuples({**common, **self.config.defaults.get(method.name, {})})
-
     def check_prompts(self, method: str | Method | Callable, prompt: str, source_prompt: str | None) -> None:
         """Raises InputError for prompts that the method could not use."""
         method = find(method)
@@ -311,6 +306,13 @@ class Editor:
         if max(width, height) > LARGEST_SIDE:
             raise InputError(f"width and height must be at most {LARGEST_SIDE:,} pixels, got {width}×{height}")
         return width, height
+
+
+def defaults_of(config: ModelConfig, method: Method) -> dict:
+    """A model's own defaults: those that hold for every method which has them, then the method's."""
+    names = {entry.name for entry in dataclasses.fields(method.knobs)}
+    common = {name: value for name, value in config.defaults.items() if name in names}
+    return tuples({**common, **config.defaults.get(method.name, {})})
 
 
 def _branches(pictures: Collection[str] | str) -> set[str]:

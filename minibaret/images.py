@@ -72,7 +72,7 @@ def _decode(file: Path | BinaryIO, name: str) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 image.load()
-                return to_rgb(image)
+                return to_rgb(image, copy=False)
     except UnidentifiedImageError:
         raise InputError(f"{name} is not a picture that Pillow can read (PNG, JPEG, WebP, …)") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -97,12 +97,13 @@ def _from_array(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2:] == (1,) else values))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, copy: bool = True) -> Image.Image:
     """Upright RGB in sRGB from any mode: 16-bit scaled down, palette and grey and CMYK converted, colours brought from
     the picture's profile to sRGB, alpha flattened on white.
 
-    The result's `info` has only "colours": what was done about a profile, in words, where there was one that mattered.
-    Raises InputError for a picture that Pillow opened and cannot read to its end, or whose white is not known.
+    copy: of a picture that is all that already. The result's `info` has only "colours": what was done about a profile,
+    in words, where there was one that mattered. Raises InputError for a picture that Pillow opened and cannot read to
+    its end, or whose white is not known.
     """
     if not all(image.size):
         raise InputError(f"a picture with pixels was wanted, got one of {image.width}×{image.height}")
@@ -115,12 +116,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise InputError(
             f"a whole picture was wanted, got one that is damaged or cut short: {_in_a_line(error)}"
         ) from None
+    if rgb is image and copy:
+        rgb = image.copy()
     rgb.info = {"colours": colours} if colours else {}
     return rgb
 
 
 def _convert(image: Image.Image) -> tuple[Image.Image, str | None]:
-    """The picture in RGB, a copy, and what was done about its profile."""
+    """The picture in RGB, itself where it is that already, and what was done about its profile."""
     profile, kind = image.info.get("icc_profile"), image.format
     with contextlib.suppress(Exception):  # whatever Pillow raises over broken EXIF data: the pixels are whole
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -173,7 +176,7 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str | None]:
     """A picture without alpha → RGB in sRGB; and in words what was done about its profile."""
-    plain = image.convert("RGB")
+    plain = image if image.mode == "RGB" else image.convert("RGB")  # a photograph of 48 million pixels takes 192 MB
     if not profile:
         return plain, None
     try:

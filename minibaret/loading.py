@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from .editor import Editor
+from .editor import Editor, defaults_of
 from .errors import InputError
 from .files import as_path, brief
 from .memory import NO_SAVINGS, Savings, parse_limit
 from .methods import METHODS
+from .models.configs import ModelConfig
 from .weights import MINIATURE_FOLDER, OnDemandModel, load_model
 
 
@@ -60,23 +61,22 @@ def load(
         model = read(folder, torch_device, torch_dtype, variant, tokenizer_path)
     if compile:
         model.unet.compile(dynamic=False)
-    editor = Editor(model, savings, limit, dtype_is_fixed)
-    _check_defaults(editor)
-    return editor
+    check_defaults(model.config)
+    return Editor(model, savings, limit, dtype_is_fixed)
 
 
-def _check_defaults(editor: Editor) -> None:
-    """Raises InputError where the defaults of the model's config are none that methods have."""
+def check_defaults(config: ModelConfig) -> None:
+    """Raises InputError where the defaults of a model's config are none that methods have."""
     known = {entry.name for method in METHODS.values() for entry in dataclasses.fields(method.knobs)}
-    for name, value in editor.config.defaults.items():
+    for name, value in config.defaults.items():
         if name not in known | METHODS.keys() or isinstance(value, dict) != (name in METHODS):
-            said = f"the defaults of {editor.config.name} must be knobs, or a method's name with its knobs"
+            said = f"the defaults of {config.name} must be knobs, or a method's name with its knobs"
             raise InputError(f"{said}, got {brief({name: value})}")
     for method in METHODS.values():
         try:
-            editor.knobs(method)
+            method.knobs_from(defaults_of(config, method))
         except InputError as error:
-            raise InputError(f"the defaults of {editor.config.name} are not what they should be: {error}") from None
+            raise InputError(f"the defaults of {config.name} are not what they should be: {error}") from None
 
 
 def parse_device(device: str) -> torch.device:

@@ -10,6 +10,7 @@ import torch
 from checkpoints import TINY, random_weights, write_minibaret
 
 import minibaret
+from minibaret.cli import main
 from minibaret.models.configs import MINIATURE
 from minibaret.weights import load_model
 from minibaret.weights.folder import MINIATURE_FOLDER, read_config, save_config, save_part
@@ -52,6 +53,11 @@ from minibaret.weights.folder import MINIATURE_FOLDER, read_config, save_config,
             {"vae": {"scaling_factor": float("nan")}},
             "scaling_factor of vae must be a value like 0.18215, at most 1,000,000",
         ),
+        ({"text_encoder": {"positions": 76}}, "positions of text_encoder must be at least 77, got 76"),
+        ({"unet": {"context_width": 768}}, "unet reads text of width 768, but it has 128"),
+        ({"vae": {"latent_channels": 8}}, "vae and unet must have as many latent_channels as each other"),
+        ({"unet": {"attention": [True]}}, "unet must have as many values of attention as of channels"),
+        ({"unet": {"channels": [63, 64, 64]}}, "the first of unet's channels must be even, got 63"),
         ({"words": "dog"}, 'words must be a list of words, got "dog"'),
         ({"words": ["dog", 5]}, 'words must be a list of words, got ["dog", 5]'),
         ({"defaults": 5}, "defaults must be an object, {…}, got 5"),
@@ -60,7 +66,9 @@ from minibaret.weights.folder import MINIATURE_FOLDER, read_config, save_config,
 )
 def test_a_config_that_is_not_what_it_should_be(tmp_path, change, said):
     values = json.loads((MINIATURE_FOLDER / "config.json").read_text())
-    values = {**values, **change} if change else change
+    for name, value in change.items() if change else ():  # of a network's sizes one is changed
+        values[name] = {**values[name], **value} if isinstance(value, dict) else value
+    values = values if change else change
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(minibaret.InputError, match=r"config\.json is not a minibaret config: .*" + re.escape(said)):
         read_config(tmp_path)
@@ -80,10 +88,13 @@ def test_a_config_that_is_not_what_it_should_be(tmp_path, change, said):
         ({"transition": [0.5]}, "transition must be two numbers from 0 to 1, got (0.5,)"),
     ],
 )
-def test_defaults_that_no_method_has(tmp_path, defaults, said):
+def test_defaults_that_no_method_has(tmp_path, capsys, defaults, said):
     folder = write_minibaret(tmp_path, random_weights(TINY), dataclasses.replace(TINY, defaults=defaults))
     with pytest.raises(minibaret.InputError, match=r"^the defaults of tiny .*" + re.escape(said)):
         minibaret.load(folder, "cpu")
+    assert main(["inspect", str(folder)]) == 2
+    said = capsys.readouterr()
+    assert "the defaults of tiny" in said.err and "would load" not in said.out
 
 
 def test_a_config_of_brackets(tmp_path):

@@ -229,6 +229,14 @@ def test_a_picture_that_pillow_opened_and_cannot_read_is_refused(tmp_path):
         to_rgb(Image.open(path))
 
 
+def test_a_picture_that_was_passed_stays_as_it_is():
+    picture = halves()
+    picture.info = {"icc_profile": profile(), "dpi": (72, 72)}
+    read = to_rgb(picture)
+    read.putpixel((0, 0), (1, 2, 3))
+    assert picture.getpixel((0, 0)) == (255, 0, 0) and picture.info.keys() == {"icc_profile", "dpi"} and not read.info
+
+
 def test_fits():
     wide = halves(size=(40, 10))
     assert colours(fit_image(wide, (20, 20), "crop"))[:2] == [(255, 0, 0), (0, 0, 255)]

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..files import brief, read_json, write_text_whole, write_whole
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
-from ..models.tokenizer import ClipTokenizer
+from ..models.tokenizer import LENGTH, ClipTokenizer
 from .strict import load_part
 from .vocabulary import read_tokenizer_at
 
@@ -72,7 +72,22 @@ def _parse_config(values: object) -> ModelConfig:
         raise ValueError(f"name must be a text and image_size a whole number, {said}")
     if not isinstance(config.words, tuple) or not all(isinstance(word, str) for word in config.words):
         raise ValueError(f"words must be a list of words, got {brief(config.words)}")
+    _check_agreement(config)
     return config
+
+
+def _check_agreement(config: ModelConfig) -> None:
+    """Raises ValueError where the sizes of one network are not those that another needs."""
+    unet, vae, text = config.unet, config.vae, config.text_encoder
+    for fits, said in (
+        (text.positions >= LENGTH, f"positions of text_encoder must be at least {LENGTH}, got {text.positions}"),
+        (text.width == unet.context_width, f"unet reads text of width {unet.context_width}, but it has {text.width}"),
+        (vae.latent_channels == unet.latent_channels, "vae and unet must have as many latent_channels as each other"),
+        (len(unet.attention) == len(unet.channels), "unet must have as many values of attention as of channels"),
+        (unet.channels[0] % 2 == 0, f"the first of unet's channels must be even, got {unet.channels[0]}"),
+    ):
+        if not fits:
+            raise ValueError(said)
 
 
 def _object(values: object, name: str) -> dict:
