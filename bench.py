@@ -6,7 +6,6 @@ python bench.py edit        the edit stage against the naive six rows, with plai
 python bench.py tune        an inner iteration of target-text inversion against null-text inversion, three ways
 python bench.py forward     one forward against diffusers on the same weights
 python bench.py memory      peak memory of a whole edit, without a limit and with (--weights sd15-random --limit 4G)
-python bench.py load        time and peak memory of loading Stable Diffusion 1.5, against diffusers
 python bench.py gpu         all that a first run on a GPU should settle, in minutes (--dry-run: on the CPU, tiny)
 """
 
@@ -58,17 +57,12 @@ def main() -> int:
     command = add("memory", profile=False)
     command.add_argument("--limit", nargs="+", default=[], help="limits such as 4G, beside none")
     command.add_argument("--files", type=Path, help="folder to write random weights to, or that has them; 4.3 GB")
-    command = add("load", network=False, profile=False)
-    command.add_argument("--weights", default="sd15-random", help="random weights' size, default sd15-random")
-    command.add_argument("--files", type=Path, help="folder to write the random weights to, or that has them; 11 GB")
-    command.add_argument("--repeats", type=int, default=5, help="runs of each, interleaved; default 5")
-    command.set_defaults(device="cpu", dtype="float32")
     command = commands.add_parser("gpu")
     command.add_argument("--minutes", type=float, default=8, help="at most, default 8")
     command.add_argument("-o", "--output", type=Path, required=True, help="folder for gpu.json, report.md and log.txt")
     command.add_argument("--dry-run", action="store_true", help="the same on the CPU, with tiny shapes")
     command.set_defaults(run=lambda options: measure("gpu", options))
-    for name in ("tune", "load", "memory", "gpu"):  # a part, in a process of its own, for the measurement alone
+    for name in ("tune", "memory", "gpu"):  # a part, in a process of its own, for the measurement alone
         command = commands.add_parser(f"{name}-once")
         command.add_argument("values", nargs="*")
         command.set_defaults(run=lambda options, name=name: print(json.dumps(subject(name, "once")(*options.values))))

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
@@ -20,34 +19,32 @@ from .roofline import GPUS, Shape, work
 
 MAPS = {  # by rows: whose map each row takes, in BARET's batches
     2: (0, 0),  # the edit takes the reconstruction's
-    3: (0, 1, 0),  # reconstruction, edit without text, edit
-    6: (0, 1, 2, 3, 4, 1),  # all three branches, without and with text
+    3: (0, 1, 0),  # reconstruction, edit without its prompt, edit
+    6: (0, 1, 2, 3, 4, 1),  # all three branches, without and with their prompts
 }
 
 
-class Site(NamedTuple):
-    """An attention layer's shape."""
-
+class LayerShape(NamedTuple):
     queries: int
     keys: int
     heads: int
     features: int
 
 
-def sites(model: ModelConfig) -> dict[str, Site]:
+def layer_shapes(model: ModelConfig) -> dict[str, LayerShape]:
     """By name: self-4096, cross-4096, …"""
     found, heads = {}, model.unet.heads
     latents, middle = model.image_size // model.latent_factor, len(model.unet.channels) - 1
     for level, width in enumerate(model.unet.channels):
         if model.unet.attention[level] or level == middle:
             tokens = (latents >> level) ** 2
-            found[f"self-{tokens}"] = Site(tokens, tokens, heads, width // heads)
-            found[f"cross-{tokens}"] = Site(tokens, common.TEXT, heads, width // heads)
+            found[f"self-{tokens}"] = LayerShape(tokens, tokens, heads, width // heads)
+            found[f"cross-{tokens}"] = LayerShape(tokens, common.TOKENS, heads, width // heads)
     return dict(sorted(found.items(), key=lambda item: (item[0].startswith("cross"), -item[1].queries)))
 
 
 def ways(
-    case: str, rows: int, site: Site, device: torch.device, dtype: torch.dtype, implementation: str = "auto"
+    case: str, rows: int, layer: LayerShape, device: torch.device, dtype: torch.dtype, implementation: str = "auto"
 ) -> tuple[Shape, dict[str, Callable[[], Tensor]]]:
     """How much there is to compute, and the ways to do it, each (B, N, H, D).
 
@@ -57,9 +54,8 @@ def ways(
     """
     torch.manual_seed(0)
     make = {"device": device, "dtype": dtype}
-    q, k, v = (torch.randn(rows, tokens, *site[2:], **make) for tokens in (site.queries, site.keys, site.keys))
-    by_head = [x.transpose(1, 2) for x in (q, k, v)]  # [B, H, N | M, D]
-    words = torch.arange(site.keys, device=device)
+    q, k, v = (torch.randn(rows, tokens, *layer[2:], **make) for tokens in (layer.queries, layer.keys, layer.keys))
+    words = torch.arange(layer.keys, device=device)
     places, alpha = (words - 1).clamp(0), (words % 8 != 1).to(dtype)  # the second of eight words is new, others moved
     takes = {
         "maps": [[(row, row, own)] for own, row in enumerate(MAPS[rows])],
@@ -77,65 +73,52 @@ def ways(
 
     def materialised() -> Tensor:
         if case == "maps":
-            return naive.materialised(*by_head, MAPS[rows]).transpose(1, 2)
-        queries, keys, found = by_head
-        if case == "keys and values":
-            keys, found = (x[:1].expand_as(x) for x in (keys, found))
-        maps = naive.attention_maps(queries, keys)
+            return naive.materialised(q, k, v, MAPS[rows])
+        keys, found = (x[:1].expand_as(x) for x in (k, v)) if case == "keys and values" else (k, v)
+        maps = naive.attention_maps(q, keys)
         if case == "refine":
             maps[1] = maps[0][..., places] * alpha + maps[1] * (1 - alpha)
-        return naive.apply(maps, found).transpose(1, 2)
+        return naive.apply(maps, found)
 
     def gathered() -> Tensor:
         terms, sources = [take for terms in takes for take in terms], (q, k, values())
-        out = sdpa(*(torch.cat([x[take[i]][None] for take in terms]) for i, x in enumerate(sources)))
+        out = naive.gathered(*(torch.cat([x[take[i]][None] for take in terms]) for i, x in enumerate(sources)))
         return out if case != "refine" else torch.stack([out[0], out[1] + out[2]])
 
-    found = {"plain": lambda: sdpa(q, k, v), "materialised": materialised, "gathered": gathered}
+    found = {"plain": lambda: naive.gathered(q, k, v), "materialised": materialised, "gathered": gathered}
     if device.type == "cuda":  # elsewhere it is what injects
         found["concatenated"] = lambda: attention(q, k, values(), takes, "torch")
     found["injected"] = lambda: attention(q, k, values(), takes, implementation)
     maps = {take[:2] for terms in takes for take in terms}
-    return Shape(rows, len(maps), sum(map(len, takes)), *site), found
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    return Shape(rows, len(maps), sum(map(len, takes)), *layer), found
 
 
 @torch.no_grad()
 def bench(options: argparse.Namespace) -> None:
     model = SD15 if options.model == "sd15" else MINIATURE
-    chosen = {name: site for name, site in sites(model).items() if not options.sites or name in options.sites}
+    shapes = layer_shapes(model)
+    chosen = {name: layer for name, layer in shapes.items() if not options.sites or name in options.sites}
     if not chosen:
-        raise InputError(f"sites must be of {', '.join(sites(model))}, got {', '.join(options.sites)}")
+        raise InputError(f"sites must be of {', '.join(shapes)}, got {', '.join(options.sites)}")
     facts = common.card(options, heads=model.unet.heads, rounds=options.rounds, injected=options.attention)
     lines, traced = [], {}
-    for name, site in chosen.items():
-        other = "refine" if site.keys == common.TEXT else "keys and values"  # MasaCtrl leaves words alone
+    for name, layer in chosen.items():
+        other = "refine" if layer.keys == common.TOKENS else "keys and values"  # MasaCtrl leaves words alone
         for case, rows in [*(("maps", rows) for rows in options.rows), *[(other, 2)] * (2 in options.rows)]:
-            shape, runs = ways(case, rows, site, options.device, options.dtype, options.attention)
-            if 3 * rows * site.heads * site.queries * site.keys * options.dtype.itemsize > options.memory * 1e9:
+            shape, runs = ways(case, rows, layer, options.device, options.dtype, options.attention)
+            if 3 * rows * layer.heads * layer.queries * layer.keys * options.dtype.itemsize > options.memory * 1e9:
                 del runs["materialised"]
-            times = common.in_turns(runs, options.rounds, options.device)
+            times = common.timed(common.in_turns(runs, options.rounds, options.device), "plain")
             for way, run in runs.items():
                 need = work(way, shape, options.dtype.itemsize)
-                line = {"site": name, "case": case, "rows": rows, "implementation": way, **common.spread(times[way])}
-                line["ratio_to_plain"] = common.ratio(times[way], times["plain"])
+                line = {"site": name, "case": case, "rows": rows, "implementation": way, **times[way]}
                 line |= {"flops": need.flops, "bytes_moved": need.bytes}
                 line["peak_bytes"] = common.peak_bytes(run, options.device)
                 lines.append(line | (predicted(way, shape, options.predict) if options.predict else {}))
                 traced[f"{name}, {case}, {rows} rows, {way}"] = run
-    columns = {"site": "{site}", "case": "{case}", "rows": "{rows}", "way": "{implementation}", **common.TIMES}
-    columns |= {"of plain": "{ratio_to_plain:.3f}", "FLOP": "{flops:.1e}", "bytes moved": "{bytes_moved:.1e}"}
-    print(common.table(lines, columns | {"peak bytes": "{peak_bytes:.1e}"} | (PREDICTED if options.predict else {})))
     if options.predict:
         print(f"predicted: roofline of an {GPUS[options.predict].name} in half precision, not a measurement")
-    common.write_trace(options, traced)
-    common.finish(options, {"card": facts, "table": lines})
-
-
-PREDICTED = {"predicted": "{predicted_ratio[0]:.2f} – {predicted_ratio[1]:.2f}", "bound by": "{bound}"}
+    common.finish(options, facts, lines, traced)
 
 
 def predicted(way: str, shape: Shape, gpu: str) -> dict:

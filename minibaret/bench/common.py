@@ -17,7 +17,6 @@ from pathlib import Path
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would chat on stderr
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..errors import InputError
@@ -27,8 +26,7 @@ from ..weights import MINIATURE_FOLDER, load_model
 from ..weights.loading import Model
 from .random_weights import RANDOM, random_model
 
-TEXT = 77  # tokens
-TIMES = {"median, ms": "{median_ms:.2f}", "half within": "{low_ms:.2f} – {high_ms:.2f}"}  # columns of a table
+TOKENS = 77  # of a prompt
 
 
 def complete(options: argparse.Namespace) -> None:
@@ -53,15 +51,11 @@ def begin(
     size, multiple = options.size or model.config.image_size, model.config.size_multiple
     if size < multiple or size % multiple:
         raise InputError(f"size must be a multiple of {multiple} pixels, got {size}")
-    side, parameters = size // model.config.latent_factor, count_parameters(model.unet)
+    side, parameters = size // model.config.latent_factor, model.parameter_counts()["unet"]
     options.slow = parameters > 100_000_000 and options.device.type == "cpu"
     options.rounds = getattr(options, "rounds", 1) or (few if options.slow else many)
     more = {"parameters": parameters, "latents": f"{side}×{side}", "rounds": options.rounds, **more}
     return model, side, card(options, packages, weights=weights, **more)
-
-
-def count_parameters(network: nn.Module) -> int:
-    return sum(weight.numel() for weight in network.parameters())
 
 
 def card(options: argparse.Namespace, packages: Sequence[str] = ("triton",), **more) -> dict:
@@ -154,17 +148,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def resident(what: str) -> int:
-    """Bytes of a line of /proc/self/status: VmRSS, the resident set now; VmHWM, its peak."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition(f"{what}:")[2].split()[0]) * 1024
-
-
-def forget_peak() -> None:
-    """VmHWM starts afresh."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def in_process(*arguments: str) -> dict:
     """Runs a sub-command of bench.py in a process of its own; the last line it prints is its result. Raises InputError
     with what that process said where it failed."""
@@ -175,37 +158,57 @@ def in_process(*arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def write_trace(options: argparse.Namespace, ways: dict[str, Callable[[], object]]) -> None:
-    """Runs everything once more under PyTorch's profiler, where --trace asks for it: prints the operators that took
-    longest themselves, and writes a Chrome trace with a named range for each way."""
-    if not options.trace:
-        return
+def timed(times: dict[str, list[float]], first: str, name: str | None = None) -> dict[str, dict]:
+    """By way: the spread of its times, and the ratio to those of the first way, where that was measured. name: of the
+    first in the ratio's key, its own if None."""
+    return {
+        way: spread(values) | ({f"ratio_to_{name or first}": ratio(values, times[first])} if first in times else {})
+        for way, values in times.items()
+    }
+
+
+def table(lines: Sequence[dict], keys: Sequence[str] = ()) -> str:
+    """Markdown, aligned: a column for each of the keys, or for all that a line has; what a line lacks stays blank."""
+    keys = keys or list(dict.fromkeys(key for line in lines for key in line))
+    rows = [[key.replace("_", " ") for key in keys], ["---"] * len(keys)]
+    rows += [[cell(line.get(key)) for key in keys] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("| " + " | ".join(text.rjust(width) for text, width in zip(row, widths)) + " |" for row in rows)
+
+
+def cell(value: object) -> str:
+    """As it stands in a table: four digits of a number, bytes and FLOP with an exponent."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {cell(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return " – ".join(map(cell, value))
+    if isinstance(value, float) or (isinstance(value, int) and value >= 100_000):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def finish(
+    options: argparse.Namespace, facts: dict, lines: list[dict], runs: dict | None = None, keys: Sequence[str] = (),
+    **figures,
+) -> None:  # fmt: skip
+    """Prints the table of these keys, or of all; writes the trace of the runs and prints the JSON where they are
+    wanted. figures: further ones, for the JSON."""
+    print(table(lines, keys))
+    if runs and options.trace:
+        write_trace(options, runs)
+    if options.json:
+        print(json.dumps({"card": facts, "table": lines, **figures}))
+
+
+def write_trace(options: argparse.Namespace, runs: dict[str, Callable[[], object]]) -> None:
+    """Runs everything once more under PyTorch's profiler: prints the operators that took longest themselves, and writes
+    a Chrome trace with a named range for each."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (options.device.type == "cuda")
     with profile(activities=activities) as profiled:
-        for name, run in ways.items():
+        for name, run in runs.items():
             with record_function(name):
                 run()
     spent = "self_device_time_total" if options.device.type == "cuda" else "self_cpu_time_total"
     print(profiled.key_averages().table(sort_by=spent, row_limit=15, max_name_column_width=40))
     profiled.export_chrome_trace(str(options.trace))
     print(f"{options.trace}: Chrome trace; open it at ui.perfetto.dev")
-
-
-def table(lines: Sequence[dict], columns: dict[str, str]) -> str:
-    """Aligned, and Markdown. columns: heading, and the format of a line's figures; what a line lacks stays blank."""
-    rows = [list(columns), ["-" * 3] * len(columns)]
-    for line in lines:
-        rows.append([])
-        for form in columns.values():
-            try:
-                rows[-1].append(form.format(**line))
-            except (KeyError, TypeError):  # not there, or None
-                rows[-1].append("")
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths)) + " |" for row in rows)
-
-
-def finish(options: argparse.Namespace, result: dict) -> None:
-    """One line of JSON, where it is wanted."""
-    if options.json:
-        print(json.dumps(result))

@@ -70,19 +70,13 @@ def bench(options: argparse.Namespace) -> None:
         finals = run_in_turns(ways(sd, found, knobs), knobs, sd, samples)
     lines = tabulate(samples)
     edits = {line["way"]: line["median_ms"] for line in lines if line["steps"] == "edit"}
-    columns = {"steps": "{steps}", "of 50": "{count}", "way": "{way}", "rows": "{rows}", **common.TIMES}
-    print(common.table(lines, columns | {"of SDPA": "{ratio_to_naive:.3f}"}))
     apart = max(((finals[way] - finals[NAIVE]).abs().max() / finals[NAIVE].std()).item() for way in (SHIPPED, MAPS))
-    result = {
-        "card": facts,
-        "table": lines,
-        "ratio_to_naive": round(edits[SHIPPED] / edits[NAIVE], 4),
-        "ratio_to_maps": round(edits[SHIPPED] / edits[MAPS], 4),
-        "latents_difference": apart,
+    print(f"the edits' final latents differ by {apart:.1e} of their size at most\n")
+    runs = {way: lambda way=way: list(ways(sd, found, three)[way]) for way in WAYS}
+    ratios = {
+        f"ratio_to_{name}": round(edits[SHIPPED] / edits[way], 4) for name, way in (("naive", NAIVE), ("maps", MAPS))
     }
-    print(f"\nthe edits' final latents differ by {apart:.1e} of their size at most")
-    common.write_trace(options, {way: lambda way=way: list(ways(sd, found, three)[way]) for way in WAYS})
-    common.finish(options, result)
+    common.finish(options, facts, lines, runs, **ratios, latents_difference=apart)
     if options.dtype == torch.float32 and not apart <= EQUAL:
         raise RuntimeError(f"the edits must be equal within {EQUAL:g} of their size, but differ by {apart:.1e}")
 

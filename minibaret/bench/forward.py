@@ -28,18 +28,11 @@ def bench(options: argparse.Namespace) -> None:
     ours, reference = runs[OURS]().float(), runs[THEIRS]().float()
     apart = ((ours - reference).abs().max() / reference.std()).item()
     times = common.in_turns(runs, options.rounds, options.device)
-    lines = [
-        {"by": who, **common.spread(t), "ratio_to_diffusers": common.ratio(t, times[THEIRS])}
-        for who, t in times.items()
-    ]
-    print(common.table(lines, {"forward": "{by}", **common.TIMES, "of diffusers": "{ratio_to_diffusers:.3f}"}))
-    print(f"\nthe predicted noise differs by {apart:.1e} of its size at most")
-    result = {
-        "card": facts,
-        "table": lines,
-        "ratio_to_diffusers": common.ratio(times[OURS], times[THEIRS]),
+    lines = common.timed(times, THEIRS)
+    print(f"the predicted noise differs by {apart:.1e} of its size at most\n")
+    figures = {
+        "ratio_to_diffusers": lines[OURS]["ratio_to_diffusers"],
         "ratio_to_channels_last": common.ratio(times[OURS], times[CHANNELS_LAST]),
         "difference": apart,
     }
-    common.write_trace(options, runs)
-    common.finish(options, result)
+    common.finish(options, facts, [{"by": who, **line} for who, line in lines.items()], runs, **figures)

@@ -25,43 +25,7 @@ import torch
 from ..errors import InputError
 from ..files import write_text_whole
 from . import common
-from .attention import PREDICTED
 from .gpu_parts import DRY, PARTS, REAL
-
-SECONDS = {"seconds": "{seconds:.2f}", "stages, s": "{stages}", "peak, bytes": "{peak:.3e}"}
-COLUMNS = {
-    "tests": {"outcome": "{outcome}", "test": "{what}"},
-    "miniature": {
-        "what": "{what}",
-        "PSNR to the CPU's, dB": "{psnr_to_cpu:.1f}",
-        "reconstruction, dB": "{reconstruction_psnr:.1f}",
-        **SECONDS,
-    },
-    "attention": {
-        "layer": "{site}",
-        "case": "{case}",
-        "way": "{way}",
-        "first call, ms": "{first_ms:.1f}",
-        "median, ms": "{median_ms:.4f}",
-        "half within": "{low_ms:.4f} – {high_ms:.4f}",
-        "of plain": "{ratio_to_plain:.3f}",
-        **PREDICTED,
-    },
-    "network": {
-        "what": "{what}",
-        "way": "{way}",
-        "first call, s": "{first_s:.1f}",
-        **common.TIMES,
-        "of eager": "{ratio_to_eager:.3f}",
-        "share": "{share:.1%}",
-    },
-    "edit": {
-        "what": "{what}",
-        "row-forwards": "{row_forwards}",
-        "gradient passes": "{gradient_passes}",
-        **SECONDS,
-    },
-}
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -110,8 +74,11 @@ def run_part(name: str, dry_run: bool, limit: float, log: TextIO) -> Iterator[di
     ended = None
     try:
         for text in process.stdout:
-            line = _parse(text)
-            if line is None:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if not isinstance(line, dict):  # what a library printed
                 log.write(text)
             elif "ended" in line:
                 ended = line
@@ -127,15 +94,6 @@ def run_part(name: str, dry_run: bool, limit: float, log: TextIO) -> Iterator[di
     yield ended or {"ended": f"cut off after {limit:.0f} s" if late.is_set() else f"exit code {process.returncode}"}
 
 
-def _parse(text: str) -> dict | None:
-    """A part's line; None for what a library printed."""
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) else None
-
-
 def once(part: str, dry_run: str) -> dict:
     """One part, in this process; prints its lines as they come."""
     for line in PARTS[part][0](DRY if dry_run == "True" else REAL):
@@ -149,12 +107,8 @@ def report(result: dict) -> str:
     texts = ["# A first run on a GPU", paragraph(result), aims]
     texts.append("\n".join(f"- {name}: {value}" for name, value in result["card"].items()))
     for name, part in result["parts"].items():
-        lines = [dict(line) for line in part["lines"] if line.get("outcome") != "passed"]
-        for line in lines:
-            if "stages" in line:
-                line["stages"] = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in line["stages"].items())
-        columns = COLUMNS[name] | ({"failed": "{failed}"} if any("failed" in line for line in lines) else {})
-        texts += [f"## {name}: {part['ended']}, {part['seconds']} of {part['limit_s']} s", common.table(lines, columns)]
+        lines = [line for line in part["lines"] if line.get("outcome") != "passed"]
+        texts += [f"## {name}: {part['ended']}, {part['seconds']} of {part['limit_s']} s", common.table(lines)]
     return "\n\n".join(texts) + "\n"
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,10 +19,10 @@ from torch import nn
 from ..editor import Editor
 from ..images import psnr
 from ..loading import load
-from ..methods.baret import BaretKnobs
 from ..miniature.world.drawing import render
 from ..miniature.world.scene import Scene
 from ..models.configs import MINIATURE, SD15, ModelConfig
+from ..result import Result
 from ..sampler import Schedule, guide
 from . import attention as ways_to_attend
 from . import common
@@ -31,7 +31,7 @@ from .roofline import GPUS
 from .unet import inputs, layer_shares
 
 ROOT = Path(__file__).resolve().parents[2]  # of the clone
-PROMPT = "a brown dog lying down on grass"
+DOG, PROMPT = render(Scene(1, "dog", "standing", "brown", "grass")), "a brown dog lying down on grass"
 
 
 @dataclass(frozen=True)
@@ -52,30 +52,13 @@ class Scale:
         return self.config.image_size // self.config.latent_factor
 
 
-REAL = Scale(
-    device=torch.device("cuda"),
-    config=SD15,
-    shapes=SD15,
-    tokens=(4096, 1024),
-    half=torch.float16,
-    knobs={},
-    rounds=9,
-    backend="inductor",
-)
+SHORT = {"steps": 3, "inner_steps": 1}
+TINIEST = replace(TINY.unet, channels=(16, 32), attention=(True, False), layers_per_block=1)
+REAL = Scale(torch.device("cuda"), SD15, SD15, (4096, 1024), torch.float16, {}, rounds=9, backend="inductor")
 DRY = Scale(
-    device=torch.device("cpu"),
-    config=replace(
-        TINY,
-        image_size=32,
-        unet=replace(TINY.unet, channels=(16, 32), attention=(True, False), layers_per_block=1),
-    ),
-    shapes=MINIATURE,
-    tokens=(64, 16),
-    half=torch.bfloat16,
-    knobs={"steps": 3, "inner_steps": 1, "size": (32, 32)},
-    rounds=1,
-    backend="eager",
-)
+    torch.device("cpu"), replace(TINY, image_size=32, unet=TINIEST), MINIATURE, (64, 16), torch.bfloat16,
+    {**SHORT, "size": (32, 32)}, rounds=1, backend="eager",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -103,18 +86,24 @@ def tests(at: Scale) -> Iterator[dict]:
 
 def miniature(at: Scale) -> Iterator[dict]:
     """An edit of the shipped weights in every dtype, against the CPU's picture in float32."""
-    dog, cpu = render(Scene(1, "dog", "standing", "brown", "grass")), None
+    cpu = None
     for device, dtype in (("cpu", "float32"), *((str(at.device), kind) for kind in ("float32", "bfloat16", "float16"))):
         line = {"what": f"{device}, {dtype}"}
         with noting_failure(line):
             editor = load(device=device, dtype=dtype)
             if device != "cpu":
-                editor.edit(dog, PROMPT, steps=3, inner_steps=1)  # compiles, allocates; does not count
-            result = editor.edit(dog, PROMPT, **at.knobs)
+                editor.edit(DOG, PROMPT, **SHORT)  # compiles, allocates; does not count
+            result = editor.edit(DOG, PROMPT, **at.knobs)
             cpu = cpu or result.image
             line |= {"psnr_to_cpu": psnr(result.image, cpu), "reconstruction_psnr": result.reconstruction_psnr}
-            line |= {"seconds": sum(result.seconds.values()), "stages": result.seconds, "peak": result.peak_memory}
+            line |= costs(result)
         yield line
+
+
+def costs(result: Result) -> dict:
+    counts = {"row_forwards": result.counts.row_forwards, "gradient_passes": result.counts.gradient_passes}
+    seconds = {"seconds": sum(result.seconds.values()), "stages": result.seconds}
+    return {**seconds, "peak": result.peak_memory, **counts}
 
 
 def attention(at: Scale) -> Iterator[dict]:
@@ -122,11 +111,11 @@ def attention(at: Scale) -> Iterator[dict]:
     cold = tempfile.TemporaryDirectory(prefix="minibaret-")
     os.environ["TRITON_CACHE_DIR"] = cold.name  # so that a first call compiles
     gpu = next((key for key in GPUS if key in common.device_name(at.device).lower()), None)
-    sites = ways_to_attend.sites(at.shapes)
+    shapes = ways_to_attend.layer_shapes(at.shapes)
     for site in (f"{kind}-{tokens}" for kind in ("self", "cross") for tokens in at.tokens):
         for case in ("maps", "refine" if site.startswith("cross") else "keys and values"):
             kernel = "triton" if at.device.type == "cuda" else "torch"
-            shape, ways = ways_to_attend.ways(case, 2, sites[site], at.device, at.half, kernel)
+            shape, ways = ways_to_attend.ways(case, 2, shapes[site], at.device, at.half, kernel)
             lines = {}
             for way, run in ways.items():
                 lines[way] = {"site": site, "case": case, "way": way}
@@ -189,11 +178,8 @@ def compare(what: str, ways: dict[str, Callable[[], Callable[[], object]]], at: 
 
 def timed(lines: dict[str, dict], times: dict[str, list[float]], first: str) -> Iterator[dict]:
     """The lines by way, with their times and the ratio to the first way's."""
-    for way, line in lines.items():
-        if way in times:
-            line |= common.spread(times[way])
-            line |= {f"ratio_to_{first}": common.ratio(times[way], times[first])} if first in times else {}
-        yield line
+    found = common.timed(times, first)
+    yield from (line | found.get(way, {}) for way, line in lines.items())
 
 
 def forward(unet: nn.Module, at: Scale) -> Callable[[], object]:
@@ -250,29 +236,17 @@ def graph(run: Callable[[], object], device: torch.device) -> Callable[[], objec
 
 def edit(at: Scale) -> Iterator[dict]:
     """Whole edits at full size, every inner iteration made; the first in each memory format warms up."""
-    dog = render(Scene(1, "dog", "standing", "brown", "grass"))
-    solver = next((entry for entry in fields(BaretKnobs) if entry.name == "solver"), None)
-    ways = {"all inner iterations": {}}
-    for name in solver.metadata["kind"] if solver else ():
-        if name != solver.default:
-            ways[f"solver {name}"] = {"solver": name}
-    if not solver:
-        yield {"what": "with a fast solver", "failed": "skipped: BARET has no knob named solver"}
     for dtype in dict.fromkeys((at.half, torch.bfloat16)):
         editor = Editor(random_model(at.config, at.device, dtype))
         for layout in ("", ", channels_last"):
             if layout:
                 for part in (editor.model.unet, editor.model.vae):
                     part.to(memory_format=torch.channels_last)
-            warm = {"warm-up, 3 steps": {"steps": 3, "inner_steps": 1}}
-            for name, knobs in (warm | ways).items():
+            for name, knobs in {"warm-up, 3 steps": SHORT, "all inner iterations": {}}.items():
                 line = {"what": f"{name}, {str(dtype).removeprefix('torch.')}{layout}"}
                 with noting_failure(line):
                     given = {"preset": "paper", "tolerance": (0.0, 0.0), **at.knobs, **knobs}
-                    result = editor.edit(dog, PROMPT, pictures=(), **given)
-                    line |= {"seconds": sum(result.seconds.values()), "stages": result.seconds}
-                    line |= {"row_forwards": result.counts.row_forwards, "peak": result.peak_memory}
-                    line |= {"gradient_passes": result.counts.gradient_passes}
+                    line |= costs(editor.edit(DOG, PROMPT, pictures=(), **given))
                 yield line
 
 

@@ -16,7 +16,7 @@ def bench(options: argparse.Namespace) -> None:
     """One edit a line, in a process of its own."""
     for limit in options.limit:
         parse_limit(limit)
-    facts = common.card(options, weights=options.weights, size=options.size or "the model's", settings=str(KNOBS))
+    facts = common.card(options, weights=options.weights, size=options.size or "the model's", knobs=str(KNOBS))
     lines = []
     with tempfile.TemporaryDirectory(prefix="minibaret-") as temporary:
         weights = str(options.weights)
@@ -24,11 +24,9 @@ def bench(options: argparse.Namespace) -> None:
             weights = str(write_folder(options.files or Path(temporary), RANDOM[weights]))
         for limit in ["none", *options.limit]:
             line = common.in_process("memory-once", weights, limit, str(options.size or 0), str(options.device))
-            line |= {"seconds_in_all": sum(line["seconds"].values()), "limit_in_words": limit}
             lines.append(line)
-    columns = {"limit": "{limit_in_words}", "peak, bytes": "{peak_memory:.3e}", "estimate": "{memory_estimate:.3e}"}
-    print(common.table(lines, columns | {"seconds": "{seconds_in_all:.1f}", "savings": "{savings}"}))
-    common.finish(options, {"card": facts, "table": lines})
+    keys = ("limit", "peak_memory", "memory_estimate", "seconds", "savings")
+    common.finish(options, facts, lines, keys=keys)
 
 
 def once(weights: str, limit: str, size: str, device: str) -> dict:

@@ -1,11 +1,7 @@
-"""Random weights of any size: a model in memory, and files of it as others write them."""
+"""Random weights of any size: a model in memory, and a folder of it."""
 
-import dataclasses
 import itertools
-import json
-import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +14,8 @@ from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import WORD_END, ClipTokenizer, save_merges
 from ..models.unet import UNet
 from ..models.vae import VAE
+from ..weights.folder import MERGES, save_config
 from ..weights.loading import Model, read_network
-from ..weights.names import LDM, LDM_PREFIXES, PIECES, translate
 
 NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
 TINY = ModelConfig(  # every block of Stable Diffusion 1.5, narrow
@@ -69,73 +65,15 @@ def made_up_merges(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def write_folder(folder: Path, config: ModelConfig) -> Path:
-    """A minibaret folder, unless it is there; 4.3 GB at Stable Diffusion 1.5's size."""
-
-    def write() -> None:
-        model = random_model(config)
-        for part in NETWORKS:
-            save_file(_tensors(model, part), folder / f"{part}.safetensors")
-        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-        save_merges(made_up_merges(config), folder / "merges.txt")
-
-    return _once(folder, write)
-
-
-def write_layouts(files: Path, config: ModelConfig) -> Path:
-    """A Hugging Face folder with an fp16 variant, as diffusers writes it, and a single file in LDM naming, unless they
-    are there; 11 GB at Stable Diffusion 1.5's size."""
-
-    def write() -> None:
-        from .diffusers_models import pipeline  # diffusers, which may not be installed
-
-        model = random_model(config)
-        merges = files / "merges.txt"
-        save_merges(made_up_merges(config), merges)
-        for dtype, variant in ((torch.float16, "fp16"), (torch.float32, None)):  # the last one's is in the config
-            pipeline(model, merges).to(dtype).save_pretrained(files / "folder", variant=variant)
-        single = {}
-        for part in NETWORKS:
-            tensors, names = _tensors(model, part), ldm_names(model, part)
-            single |= {LDM_PREFIXES[part] + names[name]: value for name, value in tensors.items()}
-        save_file(single, files / "single.safetensors")
-
-    return _once(files, write)
-
-
-def ldm_names(model: Model, part: str) -> dict[str, str]:
-    """What LDM's naming calls a network's tensors: the templates of weights/names.py, backwards. Of all names that
-    they fit, those that they bring to a tensor that there is."""
-    wanted = set(getattr(model, part).state_dict())
-    if part == "text_encoder":
-        return {name: f"text_model.{name}" for name in wanted}
-    inner = {name.partition(".attentions.")[2].partition(".")[2] for name in wanted}
-    words = {piece: values if isinstance(values, dict) else values.split("|") for piece, values in PIECES.items()}
-    words["transformer"] = {name.rpartition(".")[0] for name in inner if name}
-    words["n"] = words["i"] = words["j"] = [str(number) for number in range(3 * len(model.config.unet.channels))]
-    found = {}
-    for left, _ in LDM[part]:
-        pieces = list(dict.fromkeys(re.findall(r"\{(\w+)\}", left)))
-        for chosen in itertools.product(*(words[piece] for piece in pieces)):
-            name = left.format_map(dict(zip(pieces, chosen)))
-            ours = translate(name, LDM[part], model.config)
-            if ours in wanted:
-                found[ours] = name
-    for name in [name for name in found if ".upsamplers." in name and part == "unet"]:
-        level = len(model.config.unet.channels) - 1 - int(name.split(".")[1])
-        place = 2 if model.config.unet.attention[level] else 1  # after the ResBlock and the transformer, if any
-        found[name] = re.sub(r"\.[12]\.conv", f".{place}.conv", found[name])
-    return found
-
-
-def _tensors(model: Model, part: str) -> dict[str, Tensor]:
-    return {name: value.contiguous() for name, value in getattr(model, part).state_dict().items()}
-
-
-def _once(folder: Path, write: Callable[[], None]) -> Path:
-    """Writes what was not written to its end before."""
+    """A minibaret folder, unless it was written to its end before; 4.3 GB at Stable Diffusion 1.5's size."""
     if not (folder / DONE).exists():
         print(f"writing random weights to {folder} …", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
-        write()
+        model = random_model(config)
+        for part in NETWORKS:
+            tensors = {name: value.contiguous() for name, value in getattr(model, part).state_dict().items()}
+            save_file(tensors, folder / f"{part}.safetensors")
+        save_config(config, folder)
+        save_merges(made_up_merges(config), folder / MERGES)
         (folder / DONE).touch()
     return folder

@@ -4,15 +4,18 @@ import argparse
 import contextlib
 import gc
 import itertools
+import resource
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..memory import forget_peak, peak_memory
 from ..pipeline import StableDiffusion
-from ..sampler import Schedule
+from ..sampler import Schedule, guide
 from ..tuning import tune
 from ..weights.loading import Model
 from . import common
@@ -22,7 +25,7 @@ SHIPPED = "minibaret"
 BOTH, ONE, MAPS = "diffusers, both rows", "diffusers, one row", "diffusers, one row, maps"
 AGAINST = {"both": BOTH, "one": ONE, "maps": MAPS}
 WAYS = {
-    SHIPPED: "weights frozen; the null text's noise once a time step, the text's row with a gradient",
+    SHIPPED: "weights frozen; the null text's noise once a time step, the prompt's row with a gradient",
     BOTH: "weights not frozen, both guidance rows in every iteration, SDPA",
     ONE: "weights not frozen; the other row's noise once a time step, as published; SDPA",
     MAPS: "the same with attention maps in memory, as the published notebook has them",
@@ -50,19 +53,17 @@ def bench(options: argparse.Namespace) -> None:
     times = {way: values[1:] for way, values in times.items()}
     lines = []
     for way in ways:
-        line = {"way": way, "what": WAYS[way], **common.spread(times[way]), **peaks[way]}
+        line = {"way": way, **common.spread(times[way]), **peaks[way]}
         line["ours_to_this"] = common.ratio(times[SHIPPED], times[way])
         line["our_memory_to_this"] = round(peaks[SHIPPED]["peak_bytes"] / line["peak_bytes"], 4)
         lines.append(line)
-    columns = {"inner iteration": "{way}", **common.TIMES, "ours / this": "{ours_to_this:.3f}"}
-    print(common.table(lines, columns | {"peak bytes": "{peak_bytes:.3e}", "ours / this ": "{our_memory_to_this:.3f}"}))
-    result = {"card": facts, "table": lines}
+    ratios = {}
     for line in lines:
         if line["way"] in NAMES:
-            result[f"ratio_time_to_{NAMES[line['way']]}"] = line["ours_to_this"]
-            result[f"ratio_memory_to_{NAMES[line['way']]}"] = line["our_memory_to_this"]
-    common.write_trace(options, {way: lambda loop=loop: next(loop) for way, loop in loops.items()})
-    common.finish(options, result)
+            ratios[f"ratio_time_to_{NAMES[line['way']]}"] = line["ours_to_this"]
+            ratios[f"ratio_memory_to_{NAMES[line['way']]}"] = line["our_memory_to_this"]
+    runs = {way: lambda loop=loop: next(loop) for way, loop in loops.items()}
+    common.finish(options, facts, lines, runs, **ratios)
 
 
 def iterations(way: str, model: Model, theirs: DiffusersUNet | None, side: int) -> Iterator[float]:
@@ -70,17 +71,17 @@ def iterations(way: str, model: Model, theirs: DiffusersUNet | None, side: int) 
     ways."""
     torch.manual_seed(0)
     config, device = model.config.unet, model.device
-    text, null = torch.randn(2, 1, common.TEXT, config.context_width, device=device)
+    prompt, null = torch.randn(2, 1, common.TOKENS, config.context_width, device=device)
     trajectory = list(torch.randn(STEPS + 1, 1, config.latent_channels, side, side, device=device))
     schedule, network = Schedule(STEPS), model.unet if way == SHIPPED else theirs
     while True:
         if way == SHIPPED:
             loop = tune(
-                StableDiffusion(model), [], trajectory, text, null, schedule, GUIDANCE,
+                StableDiffusion(model), [], trajectory, prompt, null, schedule, GUIDANCE,
                 inner_steps=1, learning_rate=lambda i: 1e-3, threshold=lambda i: 0.0,
             )  # fmt: skip
         else:
-            loop = tune_null(theirs, trajectory, text, null, schedule, both_rows=way == BOTH)
+            loop = tune_null(theirs, trajectory, prompt, null, schedule, both_rows=way == BOTH)
         for _ in range(STEPS):
             if way != SHIPPED:
                 theirs.materialise(way == MAPS)
@@ -92,28 +93,26 @@ def iterations(way: str, model: Model, theirs: DiffusersUNet | None, side: int) 
 
 
 def tune_null(
-    unet: DiffusersUNet, trajectory: list[Tensor], text: Tensor, null: Tensor, schedule: Schedule, both_rows: bool
+    unet: DiffusersUNet, trajectory: list[Tensor], prompt: Tensor, null: Tensor, schedule: Schedule, both_rows: bool
 ) -> Iterator[float]:
     """Null-text inversion's loop as it was published (google/prompt-to-prompt, null_text_w_ptp.ipynb), on a UNet whose
     weights nobody froze, so that the backward pass computes all their gradients too. Yields the loss after each time
     step's one inner iteration; between them nothing is sampled, the latents are z*.
 
-    both_rows: predict the noise of the text's row again in the inner iteration, in a batch with the null text's, where
-    the published loop predicts it once a time step.
+    both_rows: predict the noise of the prompt's row again in the inner iteration, in a batch with the null text's,
+    where the published loop predicts it once a time step.
     """
     for index, timestep in enumerate(schedule.timesteps):
         latents, goal, time = trajectory[-1 - index], trajectory[-2 - index], torch.tensor(timestep, device=null.device)
         null = null.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([null], lr=1e-2 * (1 - index / 100))
         if both_rows:
-            noise = unet(torch.cat([latents] * 2), time, torch.cat([null, text]))
-            noise_null, noise_text = noise.chunk(2)
+            uncond, cond = unet(torch.cat([latents] * 2), time, torch.cat([null, prompt])).chunk(2)
         else:
             with torch.no_grad():
-                noise_text = unet(latents, time, text)
-            noise_null = unet(latents, time, null)
-        guided = noise_null + GUIDANCE * (noise_text - noise_null)
-        loss = F.mse_loss(schedule.step(latents, guided, timestep), goal)
+                cond = unet(latents, time, prompt)
+            uncond = unet(latents, time, null)
+        loss = F.mse_loss(schedule.step(latents, guide(uncond, cond, GUIDANCE), timestep), goal)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -141,16 +140,14 @@ def once(way: str, weights: str, size: str, device: str, dtype: str) -> dict:
     import_diffusers().UNet2DConditionModel  # noqa: B018, both sides carry the same imports
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     gc.collect()
-    before = common.resident("VmRSS")
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # resident set
     model, side, _ = common.begin(options)
     theirs = None if way == SHIPPED else DiffusersUNet(model.unet, trainable=True)
     loop = iterations(way, model, theirs, side)
     next(loop)
     gc.collect()
-    if options.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(options.device)
-        next(loop)
-        return {"peak_bytes": torch.cuda.max_memory_allocated(options.device)}
-    common.forget_peak()
+    if options.device.type != "cuda":
+        Path("/proc/self/clear_refs").write_text("5")  # the highest resident set starts afresh
+    forget_peak(options.device)
     next(loop)
-    return {"peak_bytes": common.resident("VmHWM") - before}
+    return {"peak_bytes": peak_memory(options.device) - (before if options.device.type != "cuda" else 0)}

@@ -11,7 +11,7 @@ from ..control import Row, RowControl, Take
 from ..models.unet import Attention, UNet
 from . import common
 
-SIX = [Row(branch, text) for text in (False, True) for branch in ("reconstruction", "transition", "edit")]
+SIX = [Row(branch, conditional) for conditional in (False, True) for branch in ("reconstruction", "transition", "edit")]
 FIVE = [row for row in SIX if row != Row("reconstruction", False)]  # that one is replayed, and nothing takes from it
 FIRST_STEP = {  # of BARET, by kind of layer: Eq. 4, Eq. 5
     "self": {"edit": Take(q="reconstruction", k="reconstruction")},
@@ -32,21 +32,14 @@ def bench(options: argparse.Namespace) -> None:
     }
     given = {name: inputs(unet, side, len(rows)) for name, (rows, _) in batches.items()}
     runs = {name: lambda name=name: unet(*given[name], batches[name][1]) for name in batches}
-    times = common.in_turns(runs, options.rounds, options.device)
-    lines, shares = [], {}
-    for name, values in times.items():
-        line = {"forward": name, "rows": len(batches[name][0]), **common.spread(values)}
-        line["ratio_to_plain"] = common.ratio(values, times[PLAIN])
+    lines = common.timed(common.in_turns(runs, options.rounds, options.device), PLAIN, "plain")
+    for name, line in lines.items():
         line["peak_bytes"] = common.peak_bytes(runs[name], options.device)
-        shares[name] = layer_shares(unet, runs[name], options.device)
-        lines.append(line)
-    columns = {"forward": "{forward}", "rows": "{rows}", **common.TIMES, "of the first": "{ratio_to_plain:.3f}"}
-    print(common.table(lines, columns | {"peak, bytes": "{peak_bytes:.2e}"}))
-    layers = [{"layer": layer, **{name: shares[name][layer] for name in runs}} for layer in shares[PLAIN]]
-    print("\nShare of the forward, projections included")
-    print(common.table(layers, {"layer": "{layer}", **{name: f"{{{name}:.1%}}" for name in runs}}))
-    common.write_trace(options, runs)
-    common.finish(options, {"card": facts, "table": lines, "shares": shares})
+    lines = [{"forward": name, "rows": len(batches[name][0]), **line} for name, line in lines.items()]
+    shares = {name: layer_shares(unet, run, options.device) for name, run in runs.items()}
+    print("Each layer's share of the forward, projections included")
+    print(common.table([{"forward": name, **share} for name, share in shares.items()]) + "\n")
+    common.finish(options, facts, lines, runs, shares=shares)
 
 
 def inputs(unet: UNet, side: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +47,7 @@ def inputs(unet: UNet, side: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     make = {"device": unet.conv_in.weight.device, "dtype": unet.dtype}
     latents = torch.randn(rows, unet.config.latent_channels, side, side, **make)
-    context = torch.randn(rows, common.TEXT, unet.config.context_width, **make)
+    context = torch.randn(rows, common.TOKENS, unet.config.context_width, **make)
     return latents, torch.tensor(501, device=make["device"]), context
 
 
