@@ -9,11 +9,13 @@ What is not named is the branch's own. Replacing a branch's queries and keys rep
 to be in memory. `by_row` turns the names into rows of one batch, which is what the UNet reads.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+from .errors import InputError
 
 
 class Layer(NamedTuple):
@@ -41,6 +43,10 @@ class Take:
     v: str | None = None
     words: Tensor | None = None
     rows: str = "cond"
+
+    def __post_init__(self) -> None:
+        if self.rows not in ("cond", "both"):
+            raise InputError(f"the rows of a Take must be cond or both, got {self.rows!r}")
 
 
 Takes = Mapping[str, Take | Sequence[Take]]  # by branch; several takes are summed
@@ -79,6 +85,31 @@ class Recorder(Protocol):
 def no_control(step: int, layer: Layer) -> Takes:
     """Every branch attends to itself."""
     return {}
+
+
+def check_takes(takes: Takes, layer: Layer, branches: Collection[str], tokens: int) -> Takes:
+    """What a control gave for a layer, if it is something that branches of these names, and prompts of as many tokens,
+    can do there. Raises InputError otherwise."""
+    if not takes:
+        return {}
+    if not isinstance(takes, Mapping):
+        raise InputError(f"a control must give takes by branch, such as {{'edit': Take(...)}}, got {takes!r:.80}")
+    for branch, given in takes.items():
+        own = (given,) if isinstance(given, Take) else given
+        if not isinstance(own, Sequence) or not all(isinstance(take, Take) for take in own):
+            raise InputError(f"a branch takes a Take or several, got {given!r:.80} for {branch!r}")
+        if len(own) > 1 and layer.kind == "features":
+            raise InputError(f"features are taken from one branch, got a sum of {len(own)} takes for {branch!r}")
+        for name in [branch, *(name for take in own for name in (take.q, take.k, take.v) if name is not None)]:
+            if name not in branches:
+                raise InputError(f"a control may name the branches {', '.join(branches)}, got {name!r}")
+        for words in [take.words for take in own if take.words is not None]:
+            if layer.kind != "cross":
+                raise InputError(f"a Take has words in cross-attention only, got them for a layer of {layer.kind}")
+            if not isinstance(words, Tensor) or words.shape != (tokens, tokens):
+                got = tuple(words.shape) if isinstance(words, Tensor) else type(words).__name__
+                raise InputError(f"the words of a Take must be a tensor of shape {(tokens, tokens)}, got {got}")
+    return takes
 
 
 def takes_of(takes: Takes, row: Row) -> tuple[Take, ...]:

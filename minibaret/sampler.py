@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .control import Control, Recorder, Row, RowControl, Takes, no_control, partner, takes_of
+from .control import Control, Recorder, Row, RowControl, check_takes, no_control, partner, takes_of
 from .pipeline import StableDiffusion
 
 TRAINING_STEPS = 1000
@@ -185,7 +185,7 @@ def sample(
     height, width = branches[0].start.shape[-2:]
     layers = sd.unet.layers(height, width)
     steps = range(first, schedule.steps)
-    takes = [_takes(control, step, layers) for step in steps]
+    takes = [_takes(control, step, layers, branches) for step in steps]
     recorded = {name for recorder in recorders for name in recorder.branches} & {branch.name for branch in branches}
     plans = plan_rows(branches, takes, wanted, recorded)
     by_name = {branch.name: branch for branch in branches}
@@ -210,7 +210,8 @@ def sample(
     return latents
 
 
-def _takes(control: Control, step: int, layers: Sequence) -> dict:
+def _takes(control: Control, step: int, layers: Sequence, branches: Sequence[Branch]) -> dict:
     """What the layers' branches take, of those layers where any does."""
-    found: dict[object, Takes] = {layer: control(step, layer) for layer in layers}
+    names, tokens = [branch.name for branch in branches], branches[0].context_at(step, True).shape[-2]
+    found = {layer: check_takes(control(step, layer), layer, names, tokens) for layer in layers}
     return {layer: takes for layer, takes in found.items() if takes}

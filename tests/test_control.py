@@ -7,7 +7,8 @@ import torch
 from runs import sharpened
 from torch import Tensor
 
-from minibaret.control import Layer, Row, RowControl, Rows, Take, by_row
+from minibaret.control import Layer, Row, RowControl, Rows, Take, by_row, check_takes
+from minibaret.errors import InputError
 from minibaret.models import unet as unet_module
 
 SELF, CROSS = (Layer(kind, 0, 64, "down", 0) for kind in ("self", "cross"))
@@ -263,3 +264,39 @@ def test_the_forward_traces_as_one_graph(unet):
     compiled = torch.compile(unet, backend="eager", fullgraph=True, dynamic=False)
     found = compiled(latents, torch.tensor(7), context, by_rows)
     assert torch.allclose(found, unet(latents, torch.tensor(7), context, by_rows), atol=1e-6)
+
+
+# What a control may give
+
+
+@pytest.mark.parametrize(
+    ("takes", "kind", "sentence"),
+    [
+        (Take(q="source"), "self", "a control must give takes by branch, .*, got Take"),
+        ({"edit": "source"}, "self", "a branch takes a Take or several, got 'source' for 'edit'"),
+        ({"edit": Take(k="other")}, "self", "may name the branches source, edit, got 'other'"),
+        ({"edti": Take(k="source")}, "self", "may name the branches source, edit, got 'edti'"),
+        ({"edit": [Take(v="source"), Take()]}, "features", "from one branch, got a sum of 2 takes for 'edit'"),
+        ({"edit": Take(words=WORDS)}, "self", "in cross-attention only, got them for a layer of self"),
+        ({"edit": Take(words=WORDS[:3])}, "cross", r"of shape \(77, 77\), got \(3, 77\)"),
+        ({"edit": Take(words=WORDS.tolist())}, "cross", r"of shape \(77, 77\), got list"),
+    ],
+)
+def test_takes_that_no_branch_could_use(takes, kind, sentence):
+    with pytest.raises(InputError, match=sentence):
+        check_takes(takes, Layer(kind, 0, 64, "up", 0), ("source", "edit"), 77)
+
+
+def test_takes_that_branches_can_use():
+    for kind in ("self", "cross", "features"):
+        layer = Layer(kind, 0, 64, "up", 0)
+        assert check_takes(None, layer, ("edit",), 77) == {}
+        takes = {"edit": [Take(v="source")]}
+        assert check_takes(takes, layer, ("source", "edit"), 77) is takes
+    takes = {"edit": [Take(words=WORDS), Take(q="source", rows="both")]}
+    assert check_takes(takes, CROSS, ("source", "edit"), 77) is takes
+
+
+def test_rows_of_a_take():
+    with pytest.raises(InputError, match="must be cond or both, got 'uncond'"):
+        Take(q="source", rows="uncond")
