@@ -72,7 +72,8 @@ def edit(options: argparse.Namespace) -> None:
         _write(options, edit_sheet(result, options.prompt), options.sheet)
     _report(options, result)
     if arguments["inversion"]:
-        gave, anew = ([e.name for e in result.kept.entries if e.read == read] for read in (True, False))
+        gave = [e.name for e in result.kept.entries if e.read and e.used] or ["the picture's latents"]
+        anew = [e.name for e in result.kept.entries if not e.read]
         print(f"{options.inversion_file} gave: {', '.join(gave)}" + (f"; made anew: {', '.join(anew)}" if anew else ""))
     if options.json:
         print(json.dumps({**result.summary(), "output": str(options.output)}))

@@ -125,7 +125,10 @@ class Editor:
             clock.lap("encode")
         recorders = (collector,) if collector else ()
         job = Job(latents, prompt, source_prompt, kept, BRANCHES if collector else pictures, recorders)
-        found = yield from clock.timed(method.edit(sd, job, chosen))
+        work = method.edit(sd, job, chosen)
+        if not isinstance(work, Generator):
+            raise InputError(f"{method.name} must yield its steps and return latents, but it is no generator")
+        found = _latents_of(method, (yield from clock.timed(work)), latents)
         images = {name: sd.decode(value) for name, value in found.items() if name in pictures}
         clock.lap("decode")
         return Result(
@@ -313,6 +316,21 @@ def defaults_of(config: ModelConfig, method: Method) -> dict:
     names = {entry.name for entry in dataclasses.fields(method.knobs)}
     common = {name: value for name, value in config.defaults.items() if name in names}
     return tuples({**common, **config.defaults.get(method.name, {})})
+
+
+def _latents_of(method: Method, found: object, latents: Tensor) -> dict[str, Tensor]:
+    """What a method gave back. Raises InputError where the edit's latents are not among it."""
+    edit = found.get("edit") if isinstance(found, dict) else None
+    if isinstance(edit, Tensor) and edit.shape == latents.shape:
+        return found
+    if not isinstance(found, dict):
+        got = type(found).__name__
+    elif edit is None:
+        got = f"branches {list(found)}"
+    else:
+        got = str(tuple(edit.shape)) if isinstance(edit, Tensor) else type(edit).__name__
+    wanted = f"return latents by branch, those of 'edit' with the shape {tuple(latents.shape)}"
+    raise InputError(f"{method.name} must {wanted}, got {got}")
 
 
 def _branches(pictures: Collection[str] | str) -> set[str]:

@@ -83,6 +83,7 @@ class Entry:
     recipe: dict
     items: list[tuple[Tensor, ...]] = field(default_factory=list)
     read: bool = False  # of an inversion that was made before this run, for good: from a file, or from `Editor.invert`
+    used: bool = False  # asked for, and found
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Inversion:
         for place, entry in enumerate(self.entries):
             if entry.name == name and not _differing(entry.recipe, recipe):
                 _check(entry, kind, shapes, self.name)
+                entry.used = True
                 self.entries.append(self.entries.pop(place))  # the list that was asked for last is the last
                 return entry.items
         rivals = [entry for entry in self.entries if entry.name == name and entry.read]

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
+from .errors import InputError
 from .sampler import Step
 
 Found = TypeVar("Found")
@@ -75,6 +76,8 @@ class Clock:
                 except StopIteration as end:
                     self.lap("edit")
                     return end.value
+                if not isinstance(step, Step):
+                    raise InputError(f"a method must yield a Step each time, got {type(step).__name__}")
                 if step.index + 1 == step.total:
                     self._wait()
                 self._count(step.stage)

@@ -313,6 +313,11 @@ def test_invert_once_edit_often(tmp_path, dog, capsys):
     assert json.loads(line)["gradient_passes"] == 0
     said = refused(capsys, *arguments[:-1], "--force", "--guidance", "3.5")
     assert "it was made with guidance" in said and "not 3.5" in said
+    arguments[2] = "a brown cat"  # which its trajectory serves, and what was tuned for the dog does not
+    assert main([*arguments, "--force", "--inner-steps", "1"]) == 0
+    assert f"{file} gave: trajectory; made anew: target embeddings\n" in capsys.readouterr().out
+    assert main([*arguments, "--force", "--method", "sdedit"]) == 0
+    assert f"{file} gave: the picture's latents\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("steps", "warned"), [("50", False), ("400", True)])

@@ -142,6 +142,40 @@ def test_a_function_is_a_method(small, picture, calls):
     assert result.images.keys() == {"edit"} and result.reconstruction_psnr is None
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (lambda job: None, "got NoneType"),
+        (lambda job: job.latents, "got Tensor"),
+        (lambda job: {"target": job.latents}, r"got branches \['target'\]"),
+        (lambda job: {"edit": job.latents[0]}, r"got \(4, 4, 4\)"),
+        (lambda job: {"edit": job.latents.numpy()}, "got ndarray"),
+    ],
+)
+def test_a_method_that_returns_no_latents_of_an_edit(small, picture, found, said):
+    def odd(sd, job, knobs):
+        return found(job)
+        yield
+
+    wanted = r"odd must return latents by branch, those of 'edit' with the shape \(1, 4, 4, 4\), "
+    with pytest.raises(InputError, match=wanted + said):
+        small.edit(picture, PROMPT, odd)
+
+
+def test_a_method_that_yields_no_steps(small, picture):
+    def plain(sd, job, knobs):
+        return {"edit": job.latents}
+
+    with pytest.raises(InputError, match="plain must yield its steps and return latents, but it is no generator"):
+        small.edit(picture, PROMPT, plain)
+
+    def odd(sd, job, knobs):
+        yield job.latents
+
+    with pytest.raises(InputError, match="a method must yield a Step each time, got Tensor"):
+        small.edit(picture, PROMPT, odd)
+
+
 def test_what_a_method_says_that_it_needs_is_asked_for(small, picture, calls):
     seen = []
 

@@ -219,6 +219,13 @@ def test_words_that_the_prompts_lack(small, picture, calls, method):
     edit(small, picture, method, steps=1, blend="standing", reweight=(("lying", 2.0),))
 
 
+def test_words_belong_to_one_of_directs_editors(small, picture, calls):
+    for words in ({"blend": "dog"}, {"reweight": (("lying", 2.0),)}):
+        with pytest.raises(minibaret.InputError, match="blend and reweight belong to the editor p2p"):
+            edit(small, picture, "direct", editor="masactrl", **words)
+    assert not calls
+
+
 # Layers
 
 

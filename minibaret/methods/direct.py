@@ -4,6 +4,7 @@ its own DDIM inversion; then prompt-to-prompt or MasaCtrl. It is replayed: addin
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from ..errors import InputError
 from ..pipeline import StableDiffusion
 from ..sampler import Branch, Step
 from .common import Found, Job, Method, edit_beside, invert_source, knob
@@ -17,6 +18,8 @@ class DirectKnobs(MasaCtrlKnobs, WordKnobs):
 
 
 def edit(sd: StableDiffusion, job: Job, knobs: DirectKnobs) -> Generator[Step, None, Found]:
+    if knobs.editor == "masactrl" and (knobs.blend or knobs.reweight):
+        raise InputError("blend and reweight belong to the editor p2p, got them with masactrl")
     controls = controllers(sd, job, knobs) if knobs.editor == "p2p" else (mutual_attention(knobs),)
     latents = yield from invert_source(sd, job, knobs)
     null = sd.embed("")
