@@ -89,7 +89,7 @@ class Editor:
         of `METHODS`, or a function edit(sd, job, knobs) of your own; source_prompt: what the picture shows, which some
         methods need; size: (width, height) in pixels, the model's if None; fit: "crop", "pad" or "stretch", the first
         if None; pictures: branches whose pictures are wanted beside the edit's, such as "transition", or "all"; maps:
-        attention maps to keep. inversion: an earlier one of the same picture, model and settings, whose work is not
+        attention maps to keep. inversion: an earlier one of the same picture, model and knobs, whose work is not
         done again; size, fit and knobs that are not given are then the inversion's. preset: "paper" for the method's
         own values, whatever the model's config says. knobs: the method's, by name.
 
@@ -166,7 +166,7 @@ class Editor:
         """The same work as a generator of steps, which returns the Inversion.
 
         The arguments are those of `steps`. inversion: one whose trajectory is taken, and what else it has that was made
-        with the same settings; the rest is made anew. file: where to save the inversion; while it is unfinished it is
+        with the same knobs; the rest is made anew. file: where to save the inversion; while it is unfinished it is
         kept beside it, with .part after the name, and a run that was stopped goes on after its last step when it is
         started again. restart: begin anew where such an unfinished file belongs to something else or is damaged,
         instead of refusing. overwrite: a finished file, at the end; without it one that is there, or came to be
@@ -220,8 +220,8 @@ class Editor:
 
     def _chosen(self, method: Method, preset: str | None, inversion: Inversion | None, knobs: dict) -> Knobs:
         names = {entry.name for entry in dataclasses.fields(method.knobs)}
-        settings = inversion.settings(method.keeps) if inversion and inversion.origin else {}
-        stored = {name: value for name, value in settings.items() if name in names}
+        stored = inversion.knobs(method.keeps) if inversion and inversion.origin else {}
+        stored = {name: value for name, value in stored.items() if name in names}
         return self.knobs(method, preset, **{**stored, **knobs})
 
     def _defaults(self, method: Method) -> dict:
