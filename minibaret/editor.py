@@ -47,10 +47,13 @@ class Editor:
             torch.cuda.set_per_process_memory_fraction(min(memory_limit / total, 1.0), self.device)
         self.sd = StableDiffusion(model, savings)  # to embed, encode and decode with
 
-    def knobs(self, method: str | Method | Callable = "baret", preset: str | None = None, **changes) -> Knobs:
-        """The method's defaults, overridden by the model's own (unless preset is "paper"), then by the changes. Raises
-        InputError for a knob that the method does not have, or a value that it cannot have."""
-        method = find(method)
+    def settings(
+        self, method: str | Method | Knobs | Callable = "baret", preset: str | None = None, **changes
+    ) -> Knobs:
+        """A method's knobs with values: its defaults, overridden by the model's own (unless preset is "paper"), then by
+        the changes. `edit` takes them in a method's place. Raises InputError for a knob that the method does not have,
+        or a value that it cannot have."""
+        method, changes = _with_knobs(method, changes)
         if preset not in (None, "paper"):
             raise InputError(f"preset must be paper, got {preset!r}")
         values = {} if preset else defaults_of(self.config, method)
@@ -60,7 +63,7 @@ class Editor:
         self,
         image: Picture,
         prompt: str,
-        method: str | Method | Callable = "baret",
+        method: str | Method | Knobs | Callable = "baret",
         *,
         watch: Callable[[Step], object] | None = None,
         **options,
@@ -76,7 +79,7 @@ class Editor:
         self,
         image: Picture,
         prompt: str,
-        method: str | Method | Callable = "baret",
+        method: str | Method | Knobs | Callable = "baret",
         *,
         source_prompt: str | None = None,
         size: tuple[int, int] | None = None,
@@ -90,10 +93,10 @@ class Editor:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
         image: a picture, as `images.read_image` takes it; prompt: what the edited picture should show; method: a name
-        of `METHODS`, or a function edit(sd, job, knobs) of your own; source_prompt: what the picture shows, which some
+        of `METHODS`, its knobs as `settings` gives them, or a function edit(sd, job, knobs) of your own; source_prompt: what the picture shows, which some
         methods need; size: (width, height) in pixels, the model's if None; fit: "crop", "pad" or "stretch", the first
         if None; pictures: branches whose pictures are wanted beside the edit's, such as "transition", or "all"; maps:
-        attention maps to keep. inversion: an earlier one of the same picture, model and settings, whose work is not
+        attention maps to keep. inversion: an earlier one of the same picture, model and knobs, whose work is not
         done again; size, fit and knobs that are not given are then the inversion's. preset: "paper" for the method's
         own values, whatever the model's config says. knobs: the method's, by name.
 
@@ -101,7 +104,7 @@ class Editor:
         is asked for, for a picture that cannot be read, a prompt that is empty or too long, or anything that does not
         fit; later, where a loss or a number of the picture is not finite.
         """
-        method = find(method)
+        method, knobs = _with_knobs(method, knobs)
         size, fit = self._frame(size, fit, inversion)
         chosen = self._chosen(method, preset, inversion, knobs)
         pictures = _branches(pictures)
@@ -158,7 +161,7 @@ class Editor:
         self,
         image: Picture,
         prompt: str,
-        method: str | Method = "baret",
+        method: str | Method | Knobs = "baret",
         *,
         source_prompt: str | None = None,
         size: tuple[int, int] | None = None,
@@ -173,13 +176,13 @@ class Editor:
         """The same work as a generator of steps, which returns the Inversion.
 
         The arguments are those of `steps`. inversion: one whose trajectory is taken, and what else it has that was made
-        with the same settings; the rest is made anew. file: where to save the inversion; while it is unfinished it is
+        with the same knobs; the rest is made anew. file: where to save the inversion; while it is unfinished it is
         kept beside it, with .part after the name, and a run that was stopped goes on after its last step when it is
         started again. restart: begin anew where such an unfinished file belongs to something else or is damaged,
         instead of refusing. overwrite: a finished file, at the end; without it one that is there, or came to be
         meanwhile, is kept and the unfinished one with it.
         """
-        method = find(method)
+        method, knobs = _with_knobs(method, knobs)
         if method.invert is None:
             raise InputError(f"{method.name} has no slow part that could be kept")
         if file is not None:
@@ -227,9 +230,9 @@ class Editor:
 
     def _chosen(self, method: Method, preset: str | None, inversion: Inversion | None, knobs: dict) -> Knobs:
         names = {entry.name for entry in dataclasses.fields(method.knobs)}
-        settings = inversion.settings(method.keeps) if inversion and inversion.origin else {}
-        stored = {name: value for name, value in settings.items() if name in names}
-        return self.knobs(method, preset, **{**stored, **knobs})
+        stored = inversion.knobs(method.keeps) if inversion and inversion.origin else {}
+        stored = {name: value for name, value in stored.items() if name in names}
+        return self.settings(method, preset, **{**stored, **knobs})
 
     def check_prompts(self, method: str | Method | Callable, prompt: str, source_prompt: str | None) -> None:
         """Raises InputError for prompts that the method could not use."""
@@ -309,6 +312,12 @@ class Editor:
         if max(width, height) > LARGEST_SIDE:
             raise InputError(f"width and height must be at most {LARGEST_SIDE:,} pixels, got {width}×{height}")
         return width, height
+
+
+def _with_knobs(method: str | Method | Knobs | Callable, knobs: dict) -> tuple[Method, dict]:
+    """The method; and its knobs, where they came in its place, overridden by those named beside."""
+    given = vars(method) if isinstance(method, Knobs) else {}
+    return find(method), {**given, **knobs}
 
 
 def defaults_of(config: ModelConfig, method: Method) -> dict:

@@ -116,17 +116,14 @@ def evaluate(
         if drawn:
             shown.append((case, result))
         watch("edits", index + 1, len(cases))
-    return scores, case_sheet(shown) if sheet else None
-
-
-def case_sheet(shown: Sequence[tuple[Case, Result]]) -> Image.Image:
-    """A row for each case: input, every branch's picture, the right answer."""
+    if not sheet:
+        return scores, None
     branches = [*(name for name in shown[0][1].images if name != "edit"), "edit"]
     rows = [
         [result.input, *map(result.images.get, branches), fit_image(case.answer, result.input.size, case.fit)]
         for case, result in shown
     ]
-    return columns_sheet(rows, ["input", *branches, "right answer"])
+    return scores, columns_sheet(rows, ["input", *branches, "right answer"])
 
 
 class Figure(NamedTuple):

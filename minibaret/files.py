@@ -156,8 +156,3 @@ def brief(value: object) -> str:
     except RecursionError:
         said = "something deeply nested"
     return said if len(said) <= 40 else f"{said[:40]}…"
-
-
-def write_text_whole(path: Path, text: str) -> None:
-    """`write_whole` of a text, in UTF-8."""
-    write_whole(path, text.encode())

@@ -3,7 +3,7 @@ methods share it, and on disk.
 
 Everything kept is a list of tuples of tensors, one for each step, with a name and a recipe: the values that it follows
 from, beside picture and model. The file is safetensors: tensor "trajectory.0.12.0" is of the first list, of its item
-12, the first; its metadata, all text, hold format, version, origin and lists (JSON), and sha256 of these and all
+12, the first; its metadata, all strings, hold format, version, origin and lists (JSON), and sha256 of these and all
 tensors.
 """
 
@@ -34,7 +34,7 @@ SHARE = 0.02  # of the time of an inversion may go into checkpoints
 
 
 class Mismatch(InputError):
-    """An inversion belongs to another picture, prompt, model or setting."""
+    """An inversion belongs to another picture, prompt, model or knob."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Inversion:
             for entry in self.entries
         )
 
-    def settings(self, keeps: str) -> dict[str, object]:
+    def knobs(self, keeps: str) -> dict[str, object]:
         """The knobs that its trajectory and the list of that name were made with."""
         entries = [entry for entry in self.entries if entry.name in ("trajectory", keeps)]
         merged = {key: value for entry in entries for key, value in entry.recipe.items()}

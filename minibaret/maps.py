@@ -17,7 +17,7 @@ from .models.tokenizer import ClipTokenizer, is_unicode
 class MapRequest:
     """Which attention maps of an edit to keep. Nothing else of the edit changes."""
 
-    words: tuple[str, ...] = ()  # of the text: where the picture looks at them (cross-attention)
+    words: tuple[str, ...] = ()  # of the prompt: where the picture looks at them (cross-attention)
     points: tuple[tuple[int, int], ...] = ()  # (x, y), pixels of the picture: where they look (self-attention)
     steps: Collection[int] | None = None  # of the edit, from 0; all if None
     levels: Collection[int] | None = None  # of the UNet, 0 the finest; all if None
@@ -94,18 +94,20 @@ def word_maps(q: Tensor, k: Tensor, words: Tensor | None) -> Tensor:
     return maps if words is None else maps @ words.to(maps)
 
 
-def find_words(words: Sequence[str], text: str, tokenizer: ClipTokenizer, purpose: str = "look at") -> list[list[int]]:
-    """The token positions of each word in the text. Raises InputError for a word that is not in it."""
-    found = [word_tokens(word, text, tokenizer) for word in words]
+def find_words(
+    words: Sequence[str], prompt: str, tokenizer: ClipTokenizer, purpose: str = "look at"
+) -> list[list[int]]:
+    """The token positions of each word in the prompt. Raises InputError for a word that is not in it."""
+    found = [word_tokens(word, prompt, tokenizer) for word in words]
     for word, tokens in zip(words, found):
         if not tokens:
-            raise InputError(f"words to {purpose} must be in the text, but {word!r} is not in {text!r}")
+            raise InputError(f"words to {purpose} must be in the text, but {word!r} is not in {prompt!r}")
     return found
 
 
-def word_tokens(word: str, text: str, tokenizer: ClipTokenizer) -> list[int]:
-    """The token positions of the word wherever it is in the text; none where it is not."""
-    pieces, wanted = tokenizer.tokens(text), tokenizer.tokens(word) if is_unicode(word) else []
+def word_tokens(word: str, prompt: str, tokenizer: ClipTokenizer) -> list[int]:
+    """The token positions of the word wherever it is in the prompt; none where it is not."""
+    pieces, wanted = tokenizer.tokens(prompt), tokenizer.tokens(word) if is_unicode(word) else []
     starts = [i for i in range(len(pieces)) if wanted and pieces[i : i + len(wanted)] == wanted]
     return [1 + start + i for start in starts for i in range(len(wanted))]  # after the start token
 

@@ -162,9 +162,8 @@ def _add_method(command: argparse.ArgumentParser, full: bool, source: bool = Tru
     if source:
         group.add_argument("--source-prompt", metavar="PROMPT", help="what the picture shows; some methods need it")
     group.add_argument("--preset", choices=("paper",), help="the paper's values, whatever the model's config says")
-    if not full:
-        return
-    _add_knobs(group)
+    if full:
+        _add_knobs(group)
 
 
 def _add_knobs(group, method: str | None = None) -> None:

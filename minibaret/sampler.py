@@ -116,7 +116,7 @@ def invert(
 
 @dataclass(frozen=True)
 class Branch:
-    """One DDIM process: what it begins with, and what guides it. It is sampled beside the others of its batch."""
+    """One run of DDIM: what it begins with, and what guides it. It is sampled beside the others of its batch."""
 
     name: str
     start: Tensor  # (1, 4, h, w)

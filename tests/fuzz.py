@@ -177,8 +177,8 @@ def inversion(rng: random.Random, folder: Path) -> Callable:
 
     def look() -> None:
         found = load_inversion(path)
-        settings, start = found.settings("target embeddings"), found.start
-        assert isinstance(settings, dict) and (start is None or start.dim() > 0)
+        knobs, start = found.knobs("target embeddings"), found.start
+        assert isinstance(knobs, dict) and (start is None or start.dim() > 0)
         found.origin.differences(found.origin)
 
     return look

@@ -10,7 +10,7 @@ import pytest
 
 from minibaret import files
 from minibaret.errors import InputError
-from minibaret.files import UNFINISHED, check_place, read_json, same_place, write_text_whole, write_whole
+from minibaret.files import UNFINISHED, check_place, read_json, same_place, write_whole
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, locks and limits of POSIX systems")
 
@@ -184,11 +184,6 @@ def test_json_that_cannot_be_read_is_a_sentence(tmp_path, content):
     path.unlink()
     with pytest.raises(InputError, match="there is no file"):
         read_json(path)
-
-
-def test_text_is_written_in_utf8(tmp_path):
-    write_text_whole(tmp_path / "a.txt", "η = 0.8\n")
-    assert (tmp_path / "a.txt").read_bytes() == "η = 0.8\n".encode()
 
 
 def test_where_there_are_no_locks_files_are_still_written_whole(tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def test_knobs_of_the_edit_may_differ_and_those_not_given_are_the_files(small, p
         assert_same_edit(result, small.edit(picture, PROMPT, size=(32, 16), fit="pad", **QUICK, **changes))
     calls.clear()
     result = small.edit(picture, PROMPT, inversion=inversion)
-    assert result.knobs == small.knobs(**QUICK) and result.image.size == (32, 16) and len(calls) == 4
+    assert result.knobs == small.settings(**QUICK) and result.image.size == (32, 16) and len(calls) == 4
 
 
 def test_a_file_holds_what_was_kept(tmp_path):
@@ -65,7 +65,7 @@ def test_a_file_holds_what_was_kept(tmp_path):
     inversion.save(tmp_path / "a.safetensors")
     loaded = load_inversion(tmp_path / "a.safetensors")
     assert loaded.origin == inversion.origin
-    assert loaded.settings("target embeddings") == {"steps": 3, "rate": 1e-3, "pair": (0.0, 1e-5)}
+    assert loaded.knobs("target embeddings") == {"steps": 3, "rate": 1e-3, "pair": (0.0, 1e-5)}
     assert_same_inversion(loaded, inversion)
     found = loaded.find("target embeddings", recipe, Tuned, ((1, 77, 24), (1, 4, 4, 8)))
     assert isinstance(found[1], Tuned) and found[1].iterations == 2 and found[0].embedding.dtype == torch.bfloat16
@@ -311,5 +311,5 @@ def test_a_file_of_one_method_leaves_the_knobs_of_another_alone(small, picture, 
     file, prompt = tmp_path / "baret.safetensors", "a cat"
     small.invert(picture, prompt, steps=2, inner_steps=1, learning_rate=0.02, file=file, inversion_prompt="null")
     inversion = minibaret.load_inversion(file)
-    assert inversion.settings("target embeddings")["learning_rate"] == 0.02
-    assert inversion.settings("null embeddings") == {"steps": 2}
+    assert inversion.knobs("target embeddings")["learning_rate"] == 0.02
+    assert inversion.knobs("null embeddings") == {"steps": 2}

@@ -98,13 +98,13 @@ def test_knobs_are_the_methods_then_the_configs_then_the_callers(small):
     defaults = {"guidance": 2.0, "self_steps": 0.5, "baret": {"self_steps": 0.9, "transition": [0.6, 0.2]}}
     config = dataclasses.replace(small.config, defaults=defaults)
     editor = minibaret.Editor(dataclasses.replace(small.model, config=config))
-    assert editor.knobs() == BaretKnobs(guidance=2.0, self_steps=0.9, transition=(0.6, 0.2))
-    assert editor.knobs(steps=7, guidance=1.0) == dataclasses.replace(editor.knobs(), steps=7, guidance=1.0)
-    assert editor.knobs(echo) == Knobs(guidance=2.0)
-    assert editor.knobs(preset="paper") == BaretKnobs()
-    assert editor.knobs(preset="paper", steps=7) == BaretKnobs(steps=7)
+    assert editor.settings() == BaretKnobs(guidance=2.0, self_steps=0.9, transition=(0.6, 0.2))
+    assert editor.settings(steps=7, guidance=1.0) == dataclasses.replace(editor.settings(), steps=7, guidance=1.0)
+    assert editor.settings(echo) == Knobs(guidance=2.0)
+    assert editor.settings(preset="paper") == BaretKnobs()
+    assert editor.settings(preset="paper", steps=7) == BaretKnobs(steps=7)
     with pytest.raises(InputError, match="preset must be paper, got 'papre'"):
-        editor.knobs(preset="papre")
+        editor.settings(preset="papre")
 
 
 def test_a_preset_holds_for_an_edit(small, picture):
@@ -226,3 +226,12 @@ def test_what_one_job_keeps_serves_the_next(small):
         assert len(kept.entries) == entries and sd.counts.row_forwards - rows == done
     assert done == 0
     assert [len(entry.items) for entry in kept.entries] == [4, 3]  # what was used last is last
+
+
+def test_knobs_stand_for_their_method(small, picture):
+    assert len({method.knobs for method in METHODS.values()}) == len(METHODS)
+    knobs = small.settings("sdedit", steps=3, strength=0.9)
+    result = small.edit(picture, "a cat", knobs, strength=0.4)
+    assert result.method.name == "sdedit" and (result.knobs.steps, result.knobs.strength) == (3, 0.4)
+    with pytest.raises(InputError, match="a method must be one of baret"):
+        small.edit(picture, "a cat", Knobs())

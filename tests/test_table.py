@@ -110,7 +110,7 @@ def test_a_shared_inversion_changes_no_score(small, monkeypatch, one_thread):
     monkeypatch.setattr(scoring, "_editor", lambda _: small)
     several = [{"self_steps": 0.0}, {"self_steps": 1.0, "cross_steps": 1.0}, {"inner_steps": 1}, {"self_steps": 0.5}]
     knobs = [
-        vars(small.knobs("baret", **{"steps": 3, "inner_steps": 2, "tolerance": (0.0, 0.0), **c})) for c in several
+        vars(small.settings("baret", **{"steps": 3, "inner_steps": 2, "tolerance": (0.0, 0.0), **c})) for c in several
     ]
     # as JSON gives them back
     wanted = [json.loads(json.dumps(vars(Edit("posture", 5, "baret", values)))) for values in knobs]
@@ -138,7 +138,7 @@ def test_every_trial_can_be_made(editor):
         for name, trial in trials.items():
             assert trial.over in ("", *trials) and trial.over != name
             if trial.method in METHODS:
-                editor.knobs(trial.method, "paper", **trial.changes)
+                editor.settings(trial.method, "paper", **trial.changes)
 
 
 FOUR = {  # by trial: success and background of four seeds

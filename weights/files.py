@@ -106,11 +106,11 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
     if header_end > size:
         raise InputError(f"{path} is cut short: its header alone wants {header_end:,} bytes, the file has {size:,}")
     try:
-        tensors = {
-            name: _stored(path, name, entry, header_end, pages)
-            for name, entry in _parse(pages[8:header_end]).items()
-            if name != "__metadata__"
-        }
+        header = pages[8:header_end]
+        if header.count(b",") > MOST_VALUES:  # reading so much JSON takes gigabytes
+            raise ValueError(f"it lists more than {MOST_VALUES:,} values")
+        entries = json.loads(header).items()
+        tensors = {n: _stored(path, n, entry, header_end, pages) for n, entry in entries if n != "__metadata__"}
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -118,13 +118,6 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{path} is not a safetensors file: its header does not parse ({said})") from None
     _check_places(path, tensors, header_end, size)
     return tensors
-
-
-def _parse(header: bytes) -> dict:
-    """Raises ValueError or RecursionError for what is no JSON, or so much of it that reading it takes gigabytes."""
-    if header.count(b",") > MOST_VALUES:
-        raise ValueError(f"it lists more than {MOST_VALUES:,} values")
-    return json.loads(header)
 
 
 def _stored(path: Path, name: str, entry: dict, header_end: int, pages: mmap.mmap) -> StoredTensor:

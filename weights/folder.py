@@ -8,7 +8,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from ..errors import InputError
-from ..files import brief, read_json, write_text_whole, write_whole
+from ..files import brief, read_json, write_whole
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
 from ..models.tokenizer import LENGTH, ClipTokenizer
@@ -117,7 +117,7 @@ def _alike(value: object, default: object, most: int = MOST_OF_OTHERS) -> bool:
 
 
 def save_config(config: ModelConfig, folder: Path) -> None:
-    write_text_whole(folder / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_whole(folder / CONFIG, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
 
 
 def save_part(module: nn.Module, path: Path) -> None:

@@ -18,6 +18,7 @@ from .files import StoredTensor
 from .strict import fill, prepare
 from .vocabulary import find_tokenizer, read_tokenizer_at
 
+NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
 NARROW = 128  # channels of a UNet below which channels_last convolutions are the faster ones on a CPU
 
 
@@ -40,8 +41,7 @@ class Model:
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each network has."""
-        networks = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
-        return {part: sum(weight.numel() for weight in network.parameters()) for part, network in networks.items()}
+        return {part: sum(weight.numel() for weight in getattr(self, part).parameters()) for part in NETWORKS}
 
 
 def load_model(
@@ -81,8 +81,7 @@ def read_network(
 
 def prepare_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
     """The networks unet, vae and text_encoder, still without values. Raises InputError where the tensors do not fit."""
-    classes = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
     return {
-        part: prepare(partial(classes[part], getattr(checkpoint.config, part)), tensors, f"{checkpoint.path} ({part})")
+        part: prepare(partial(NETWORKS[part], getattr(checkpoint.config, part)), tensors, f"{checkpoint.path} ({part})")
         for part, tensors in checkpoint.parts.items()
     }

@@ -47,7 +47,8 @@ RESNET = {  # the UNet's
 VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-PIECES = {  # a dict also says what each match is called in the network
+RENAMED = {"resnet": RESNET, "block": VAE_RESNET, "attention": VAE_ATTENTION, "old": OLD_ATTENTION}
+PIECES = {  # what a word in braces stands for; one of RENAMED is also called otherwise in the network
     "parameter": "weight|bias",
     "transformer": r"norm|proj_in|proj_out|transformer_blocks\.0\.[\w.]+",
     "coder": "encoder|decoder",
@@ -57,10 +58,7 @@ PIECES = {  # a dict also says what each match is called in the network
     "j": "0|[1-9][0-9]?",
     "last": "1|2",  # 2 where a transformer precedes it
     "any": ".+",
-    "resnet": RESNET,
-    "block": VAE_RESNET,
-    "attention": VAE_ATTENTION,
-    "old": OLD_ATTENTION,
+    **{piece: "|".join(map(re.escape, names)) for piece, names in RENAMED.items()},
 }
 
 LDM_UNET = (  # level and ResBlock of input block n: i_in, j_in = divmod(n - 1, 3); of output block n: divmod(n, 3)
@@ -176,7 +174,7 @@ def translate(name: str, templates: tuple[tuple[str, str], ...], config: ModelCo
         match = pattern.fullmatch(name)
         if match:
             found = match.groupdict()
-            values = {key: _renamed(key, value) for key, value in found.items()}
+            values = {key: RENAMED[key][value] if key in RENAMED else value for key, value in found.items()}
             if "n" in found:
                 layers, n = config.unet.layers_per_block + 1, int(found["n"])
                 values["i_in"], values["j_in"] = divmod(n - 1, layers)
@@ -191,20 +189,10 @@ def translate(name: str, templates: tuple[tuple[str, str], ...], config: ModelCo
 def _compiled(templates: tuple[tuple[str, str], ...]) -> list[tuple[re.Pattern, str]]:
     def pattern(template: str) -> str:
         words = re.split(r"\{(\w+)\}", template)  # text, piece, text, piece, …, text
-        groups = [f"(?P<{piece}>{_alternatives(piece)})" for piece in words[1::2]]
+        groups = [f"(?P<{piece}>{PIECES[piece]})" for piece in words[1::2]]
         return "".join(re.escape(text) + group for text, group in zip(words[::2], [*groups, ""]))
 
     return [(re.compile(pattern(left)), right) for left, right in templates]
-
-
-def _alternatives(piece: str) -> str:
-    values = PIECES[piece]
-    return values if isinstance(values, str) else "|".join(re.escape(value) for value in values)
-
-
-def _renamed(piece: str, found: str) -> str:
-    values = PIECES[piece]
-    return found if isinstance(values, str) else values[found]
 
 
 def _with_shape(part: str, name: str, tensor: StoredTensor) -> StoredTensor:

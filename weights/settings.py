@@ -13,11 +13,20 @@ from ..files import brief, read_json
 from ..models.configs import ModelConfig
 
 SILU = ["silu", "swish"]
+# Of diffusers' UNet, by value: what Stable Diffusion 1.5 has not, and what it does not do.
+UNUSED = (
+    *("time_embedding_act_fn", "timestep_post_act", "time_cond_proj_dim", "cross_attention_norm", "class_embed_type"),
+    *("num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type"),
+)
+OFF = (
+    *("center_input_sample", "resnet_skip_time_act", "only_cross_attention", "dual_cross_attention"),
+    "class_embeddings_concat",
+)
 
 
 def check_settings(folder: Path, config: ModelConfig) -> None:
     """Raises InputError where a file of the folder says something else than the config, or is none."""
-    for name, fields in _wanted(config).items():
+    for name, fields in wanted_fields(config).items():
         path = folder / name
         if not path.is_file() and not path.is_symlink():
             continue
@@ -35,7 +44,7 @@ def _means(found: object, values: list) -> bool:
     return found in values or (isinstance(found, list) and len(found) > 0 and all(part in values for part in found))
 
 
-def _wanted(config: ModelConfig) -> dict[str, dict[str, list]]:
+def wanted_fields(config: ModelConfig) -> dict[str, dict[str, list]]:
     """By file and field: the values that mean what minibaret computes, the usual one first."""
     unet, vae, text = config.unet, config.vae, config.text_encoder
     levels = ["CrossAttn" if attention else "" for attention in unet.attention]
@@ -43,15 +52,11 @@ def _wanted(config: ModelConfig) -> dict[str, dict[str, list]]:
         "unet/config.json": {
             "in_channels": [unet.latent_channels],
             "out_channels": [unet.latent_channels],
-            "center_input_sample": [False],
             "conv_in_kernel": [3],
             "conv_out_kernel": [3],
             # time
             "time_embedding_type": ["positional"],
             "time_embedding_dim": [None, 4 * unet.channels[0]],
-            "time_embedding_act_fn": [None],
-            "timestep_post_act": [None],
-            "time_cond_proj_dim": [None],
             "flip_sin_to_cos": [True],
             "freq_shift": [0],
             # blocks
@@ -66,26 +71,17 @@ def _wanted(config: ModelConfig) -> dict[str, dict[str, list]]:
             "norm_num_groups": [unet.groups],
             "norm_eps": [1e-5],
             "resnet_time_scale_shift": ["default"],
-            "resnet_skip_time_act": [False],
             "resnet_out_scale_factor": [1],
             # attention; `attention_head_dim` is a misnomer of diffusers' for the number of heads
             "attention_head_dim": [unet.heads, None],
             "num_attention_heads": [unet.heads, None],
             "cross_attention_dim": [unet.context_width],
-            "cross_attention_norm": [None],
             "transformer_layers_per_block": [1],
             "reverse_transformer_layers_per_block": [None, 1],
-            "only_cross_attention": [False],
             "mid_block_only_cross_attention": [False, None],
-            "dual_cross_attention": [False],
             "attention_type": ["default"],
-            # further inputs
-            "class_embed_type": [None],
-            "class_embeddings_concat": [False],
-            "num_class_embeds": [None],
-            "addition_embed_type": [None],
-            "encoder_hid_dim": [None],
-            "encoder_hid_dim_type": [None],
+            **{field: [None] for field in UNUSED},
+            **{field: [False] for field in OFF},
         },
         "vae/config.json": {
             "in_channels": [3],

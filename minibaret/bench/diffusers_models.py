@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models.configs import UNetConfig
-from ..models.unet import UNet
+from ..weights.loading import Model
+from ..weights.settings import wanted_fields
 
 
 def import_diffusers() -> ModuleType:
@@ -22,13 +22,15 @@ def import_diffusers() -> ModuleType:
 class DiffusersUNet(nn.Module):
     """Called as ours is: latents (B, 4, h, w), time step, context (B, 77, width) → noise."""
 
-    def __init__(self, unet: UNet, trainable: bool = False):
-        """The tensors are shared with `unet` where their memory is laid out as diffusers has it; trainable: diffusers'
-        own default, gradients for every weight."""
+    def __init__(self, model: Model, trainable: bool = False):
+        """The tensors are shared with the model's where their memory is laid out as diffusers has it; trainable:
+        diffusers' own default, gradients for every weight."""
         super().__init__()
+        fields = wanted_fields(model.config)["unet/config.json"]
+        sizes = {name: values[0] for name, values in fields.items() if name != "num_attention_heads"}  # refused
         with torch.device("meta"):
-            self.network = import_diffusers().UNet2DConditionModel(**unet_sizes(unet.config))
-        weights = {name: value.contiguous() for name, value in unet.state_dict().items()}
+            self.network = import_diffusers().UNet2DConditionModel(**sizes)
+        weights = {name: value.contiguous() for name, value in model.unet.state_dict().items()}
         self.network.load_state_dict(weights, assign=True)
         self.network.eval().requires_grad_(trainable)
 
@@ -42,18 +44,3 @@ class DiffusersUNet(nn.Module):
         from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
         self.network.set_attn_processor(AttnProcessor() if maps else AttnProcessor2_0())
-
-
-def unet_sizes(config: UNetConfig) -> dict:
-    kinds = ["CrossAttn" if attention else "" for attention in config.attention]
-    return {
-        "in_channels": config.latent_channels,
-        "out_channels": config.latent_channels,
-        "block_out_channels": config.channels,
-        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
-        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
-        "layers_per_block": config.layers_per_block,
-        "attention_head_dim": config.heads,  # diffusers' name for their number
-        "cross_attention_dim": config.context_width,
-        "norm_num_groups": config.groups,
-    }

@@ -17,7 +17,7 @@ def bench(options: argparse.Namespace) -> None:
     import_diffusers()
     model, side, facts = common.begin(options, packages=["diffusers"], rows=options.batch)
     unet = model.unet
-    theirs = DiffusersUNet(unet)
+    theirs = DiffusersUNet(model)
     networks = {
         OURS: unet,
         THEIRS: theirs,  # as it comes

@@ -23,7 +23,7 @@ from typing import TextIO
 import torch
 
 from ..errors import InputError
-from ..files import write_text_whole
+from ..files import write_whole
 from . import common
 from .gpu_parts import DRY, PARTS, REAL
 
@@ -47,10 +47,10 @@ def bench(options: argparse.Namespace) -> None:
             for line in run_part(name, options.dry_run, limit, log):
                 part.update(line) if "ended" in line else part["lines"].append(line)
                 part["seconds"] = round(time.monotonic() - begin, 1)
-                write_text_whole(options.output / "gpu.json", json.dumps(result, indent=1, ensure_ascii=False))
+                write_whole(options.output / "gpu.json", json.dumps(result, indent=1, ensure_ascii=False).encode())
             print(f"{name}: {part['ended']}, {len(part['lines'])} lines, {part['seconds']} s", flush=True)
     text = report(result)
-    write_text_whole(options.output / "report.md", text)
+    write_whole(options.output / "report.md", text.encode())
     print(f"\n{text}")
     bad = [f"{name}: {part['ended']}" for name, part in result["parts"].items() if part["ended"] != "finished"]
     bad += [line["what"] for line in result["parts"]["tests"]["lines"] if line["outcome"] in ("failed", "error")]

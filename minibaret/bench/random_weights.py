@@ -10,14 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..models.configs import MINIATURE, SD15, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import WORD_END, ClipTokenizer, save_merges
-from ..models.unet import UNet
-from ..models.vae import VAE
 from ..weights.folder import MERGES, save_config
-from ..weights.loading import Model, read_network
+from ..weights.loading import NETWORKS, Model, read_network
 
-NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
 TINY = ModelConfig(  # every block of Stable Diffusion 1.5, narrow
     name="tiny",
     image_size=64,

@@ -44,7 +44,7 @@ def bench(options: argparse.Namespace) -> None:
     model, side, facts = common.begin(options, few=2, packages=["diffusers"], **{way: WAYS[way] for way in ways})
     fresh = (str(options.weights), str(side * model.config.latent_factor), str(options.device), facts["dtype"])
     peaks = {way: common.in_process("tune-once", way, *fresh) for way in ways}
-    theirs = DiffusersUNet(model.unet, trainable=True)
+    theirs = DiffusersUNet(model, trainable=True)
     loops = {way: iterations(way, model, theirs, side) for way in ways}
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(options.rounds + 1):  # the first does not count
@@ -142,7 +142,7 @@ def once(way: str, weights: str, size: str, device: str, dtype: str) -> dict:
     gc.collect()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # resident set
     model, side, _ = common.begin(options)
-    theirs = None if way == SHIPPED else DiffusersUNet(model.unet, trainable=True)
+    theirs = None if way == SHIPPED else DiffusersUNet(model, trainable=True)
     loop = iterations(way, model, theirs, side)
     next(loop)
     gc.collect()

@@ -28,10 +28,13 @@ MODULES = (
 METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in MODULES}
 
 
-def find(method: str | Method | Edit) -> Method:
-    """The method of that name, or one made of a function `edit(sd, job, knobs)`. Raises InputError for another name."""
+def find(method: str | Method | Knobs | Edit) -> Method:
+    """The method of that name or those knobs, or one made of a function `edit(sd, job, knobs)`. Raises InputError for
+    another name."""
     if isinstance(method, Method):
         return method
+    if isinstance(method, Knobs):
+        method = next((each.name for each in METHODS.values() if each.knobs is type(method)), method)
     if callable(method):
         return Method(getattr(method, "__name__", "method"), "", "", method)
     if not isinstance(method, str) or method not in METHODS:

@@ -9,7 +9,11 @@ from .common import Found, Job, Method, edit_beside, invert_source
 from .prompt_to_prompt import WordKnobs, controllers
 
 
-def edit(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> Generator[Step, None, Found]:
+class NegativePromptKnobs(WordKnobs):
+    """Prompt-to-prompt's."""
+
+
+def edit(sd: StableDiffusion, job: Job, knobs: NegativePromptKnobs) -> Generator[Step, None, Found]:
     controls = controllers(sd, job, knobs)
     latents = yield from invert_source(sd, job, knobs)
     embedding = sd.embed(job.source)
@@ -22,7 +26,7 @@ METHOD = Method(
     summary="guidance away from the source prompt, with prompt-to-prompt",
     paper="Miyake et al. 2023",
     edit=edit,
-    knobs=WordKnobs,
+    knobs=NegativePromptKnobs,
     invert=invert_source,
     needs_source=True,
     strength="cross_steps",

@@ -6,7 +6,7 @@ from .world.drawing import render
 from .world.scene import MEASURED_SEEDS, SWEEP_SEEDS
 from .world.tasks import task_of
 
-SEEDS = {"held-out": MEASURED_SEEDS, "sweep": SWEEP_SEEDS}  # to report figures of; to choose settings by
+SEEDS = {"held-out": MEASURED_SEEDS, "sweep": SWEEP_SEEDS}  # to report figures of; to choose knobs by
 FIT = "stretch"  # of distorted pictures: the one fit that brings every pixel back to its place
 
 

@@ -50,8 +50,8 @@ def scores(editor: Editor, tower: ImageTower, seeds: list[int]) -> list[Scores]:
 
 def generate(editor: Editor, scenes: list[Scene], guidance: float) -> list[Image.Image]:
     """A picture from each scene's caption; its noise is drawn from the scene's seed."""
-    side, texts = editor.config.image_size // editor.config.latent_factor, [scene.caption() for scene in scenes]
-    context, seeds = torch.cat([editor.sd.embed(text) for text in texts]), [scene.seed for scene in scenes]
+    side, captions = editor.config.image_size // editor.config.latent_factor, [scene.caption() for scene in scenes]
+    context, seeds = torch.cat([editor.sd.embed(caption) for caption in captions]), [scene.seed for scene in scenes]
     latents = sample(editor.sd.unet, context, editor.sd.embed(""), side, STEPS, guidance, seeds)
     return [editor.sd.decode(one) for one in latents.split(1)]
 
@@ -73,10 +73,10 @@ def named_rightly(editor: Editor, tower: ImageTower, scene: Scene, picture: Imag
 
 
 @torch.no_grad()
-def pooled_text(editor: Editor, tower: ImageTower, text: str) -> Tensor:
-    """The text in the space it shares with pictures: (1, width)."""
-    end = editor.sd.tokens(text).index(editor.sd.tokenizer.end)
-    return tower.project_text(editor.sd.embed(text), torch.tensor([end]))
+def pooled_text(editor: Editor, tower: ImageTower, caption: str) -> Tensor:
+    """The caption in the space it shares with pictures: (1, width)."""
+    end = editor.sd.tokens(caption).index(editor.sd.tokenizer.end)
+    return tower.project_text(editor.sd.embed(caption), torch.tensor([end]))
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def caption_distances(editor: Editor) -> dict[str, float]:
         pairs = [pair for scene in scenes for pair in combinations(variants(scene, attribute), 2)]
         distances = []
         for a, b in ([scene.caption() for scene in pair] for pair in pairs):
-            ids = [torch.tensor([editor.sd.tokens(text)]) for text in (a, b)]
+            ids = [torch.tensor([editor.sd.tokens(caption)]) for caption in (a, b)]
             end = (ids[0] == editor.sd.tokenizer.end).int().argmax(-1)
             distances.append(relative_distance(editor.sd.embed(a), editor.sd.embed(b), *ids, end).item())
         least[attribute] = min(distances)

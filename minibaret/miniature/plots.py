@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..errors import InputError
-from ..files import read_json, write_text_whole
+from ..files import read_json, write_whole
 from .training.stages import STAGES
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def keep_curves(runs: Path | None, path: Path) -> Curves:
             every = -(-len(lines) // LINES)
             curves.setdefault(stage, {})[run] = lines[::-1][::every][::-1]  # the last is among them
     if logs:
-        write_text_whole(path, json.dumps(curves) + "\n")
+        write_whole(path, (json.dumps(curves) + "\n").encode())
     return {stage: dict(sorted(curves[stage].items())) for stage in STAGES if stage in curves}
 
 

@@ -15,7 +15,7 @@ from .cases import drawn_case
 from .scoring import Edit, Scorer
 from .world.tasks import KINDS
 
-PAPER = "paper"  # the preset: every method's own settings, whatever the weights' config says
+PAPER = "paper"  # the preset: every method's own knobs, whatever the weights' config says
 
 
 class Trial(NamedTuple):
@@ -85,7 +85,7 @@ def edit_rows(editor: Editor, scorer: Scorer, seeds: Sequence[int], counts: Mapp
 
 
 def edits_of(editor: Editor, trial: Trial, seeds: Sequence[int]) -> list[Edit]:
-    knobs = vars(editor.knobs(trial.method, PAPER, **trial.changes))
+    knobs = vars(editor.settings(trial.method, PAPER, **trial.changes))
     return [Edit("posture", seed, trial.method, knobs) for seed in seeds]
 
 
@@ -139,7 +139,7 @@ def exactly(value: float) -> Figure:
 
 
 def seconds_of_an_edit(editor: Editor) -> float:
-    """Of one whole posture edit at the paper's settings, by itself, on the threads that PyTorch has."""
+    """Of one whole posture edit with the paper's knobs, by itself, on the threads that PyTorch has."""
     case = drawn_case("posture", 0, editor.config.image_size)
     begin = time.perf_counter()
     editor.edit(case.image, case.prompt, preset=PAPER)

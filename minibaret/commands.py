@@ -1,0 +1,270 @@
+"""What the commands do: `minibaret edit`, `compare`, `methods`, `generate`, `invert`, `maps`, `evaluate`, `inspect`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from . import compare as comparison
+from . import evaluation, sheet, weights
+from .editor import Editor
+from .errors import InputError
+from .files import check_place, same_place
+from .images import check_writable, write_image
+from .inversion import check_name, load_inversion, unfinished_path
+from .loading import load
+from .maps import MapRequest
+from .memory import Savings
+from .methods import METHODS, find, prompt_to_prompt
+from .methods.common import fits
+from .miniature.cases import SEEDS, drawn_case
+from .options import PROG, chosen_knobs
+from .progress import ProgressBars, run_to_end
+from .result import Result
+from .sampler import Schedule
+
+MOST_COLUMNS = 5  # pictures side by side on a sheet
+
+
+def edit(options: argparse.Namespace) -> None:
+    _check_outputs(options, options.output, options.sheet)
+    editor, arguments = _prepare(options)
+    _check_pictures(options, arguments["size"], {options.output: 1, options.sheet: MOST_COLUMNS})
+    with ProgressBars() as bars:
+        result = editor.edit(
+            options.image,
+            options.prompt,
+            pictures="all" if options.sheet else ("reconstruction",),
+            watch=bars,
+            **arguments,
+        )
+    _write(options, result.image, options.output)
+    if options.sheet:
+        _write(options, sheet.edit_sheet(result, options.prompt), options.sheet)
+    _report(options, result)
+    if arguments["inversion"]:
+        gave = [e.name for e in result.kept.entries if e.read and e.used] or ["the picture's latents"]
+        anew = [e.name for e in result.kept.entries if not e.read]
+        print(f"{options.inversion_file} gave: {', '.join(gave)}" + (f"; made anew: {', '.join(anew)}" if anew else ""))
+    if options.json:
+        print(json.dumps({**result.summary(), "output": str(options.output)}))
+
+
+def generate(options: argparse.Namespace) -> None:
+    _check_outputs(options, options.output)
+    method, source = "prompt-to-prompt", options.source_prompt
+    editor = _load(options)
+    knobs = editor.settings(method, options.preset, **chosen_knobs(options, method))
+    size = _size(options, editor)
+    _check_pictures(options, size, {options.output: 1 if source is None else 2})
+    editor.check_prompts(method, options.prompt, options.prompt if source is None else source)
+    _warn_of_words(editor, options)
+    with ProgressBars() as bars:
+        found = run_to_end(
+            prompt_to_prompt.generate(editor.sd, source, options.prompt, knobs, size, options.seed), bars
+        )
+    picture = editor.sd.decode(found["edit"])
+    if source is not None:
+        picture = sheet.columns_sheet([[editor.sd.decode(found["source"]), picture]], [source, options.prompt])
+    _write(options, picture, options.output)
+    print(f"{options.output}: seed {options.seed}")
+    if options.json:
+        print(json.dumps({"seed": options.seed, "output": str(options.output)}))
+
+
+def compare(options: argparse.Namespace) -> None:
+    _check_outputs(options, options.output)
+    names = options.methods.split(",") if options.methods else list(METHODS)
+    if options.steps is not None:
+        _warn_of_steps(options.steps)
+    editor = _load(options)
+    shared = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
+    choices = {"source_prompt": options.source_prompt, "methods": names, "preset": options.preset, **shared}
+    size = _size(options, editor)
+    _check_pictures(options, size, {options.output: MOST_COLUMNS})
+    _warn_of_words(editor, options)
+    with ProgressBars() as bars:
+        work = comparison.compare(editor, options.image, options.prompt, size=size, fit=options.fit, **choices)
+        found = run_to_end(work, bars)
+    _write(options, found.sheet(options.prompt), options.output)
+    for name, result in found.results.items():
+        counts = result.counts
+        print(f"{name:<18} {sum(result.seconds.values()):6.1f} s {counts.row_forwards:6} row-forwards", end="")
+        print(f" {counts.gradient_passes:5} gradient passes")
+    if found.left_out:
+        print(f"left out, since they need a --source-prompt: {', '.join(found.left_out)}")
+    print("a DDIM inversion that several share is counted for the first of them")
+    print(f"{options.output}: {len(found.results)} methods")
+    if options.json:
+        print(json.dumps({**found.summary(), "output": str(options.output)}))
+
+
+def methods(options: argparse.Namespace) -> None:
+    rows = [("method", "needs", "knob", "tunes", "paper", "")]
+    for method in METHODS.values():
+        default = getattr(method.knobs(), method.strength) if method.strength else ""
+        knob = f"{method.strength.replace('_', '-')} {default}" if method.strength else "–"
+        rows.append((method.name, method.needs(), knob, method.tunes or "–", method.paper, method.summary))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths)) + "  " + row[-1])
+
+
+def invert(options: argparse.Namespace) -> None:
+    check_name(options.output)
+    check_place(options.output, options.force)
+    editor, arguments = _prepare(options)
+    try:
+        with ProgressBars() as bars:
+            found = editor.invert(
+                options.image,
+                options.prompt,
+                file=options.output,
+                restart=options.force,
+                overwrite=options.force,
+                watch=bars,
+                **arguments,
+            )
+    except KeyboardInterrupt:
+        unfinished = unfinished_path(options.output)
+        if not unfinished.exists():
+            raise
+        said = f"what was done is in {unfinished}; run the same command again to go on"
+        raise KeyboardInterrupt(said) from None
+    lists = {entry.name: len(entry.items) for entry in found.entries}
+    print(f"{options.output}: {', '.join(f'{name} ({count})' for name, count in lists.items())}")
+    if options.json:
+        print(json.dumps({"method": options.method, "lists": lists, "output": str(options.output)}))
+
+
+def maps(options: argparse.Namespace) -> None:
+    _check_outputs(options, options.output)
+    editor, arguments = _prepare(options)
+    words = tuple(options.words or dict.fromkeys(options.prompt.split()))
+    request = MapRequest(words, steps=None if options.at_step is None else [options.at_step], levels=options.levels)
+    _check_pictures(options, arguments["size"], {options.output: 1 + len(words)})
+    with ProgressBars() as bars:
+        result = editor.edit(options.image, options.prompt, maps=request, pictures="all", watch=bars, **arguments)
+    _write(options, sheet.maps_sheet(result, options.prompt, options.at_step), options.output)
+    print(f"{options.output}: where {', '.join(words)} are looked at")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    if options.scenes < 1:
+        raise InputError(f"scenes must be at least 1, got {options.scenes}")
+    _check_outputs(options, options.sheet)
+    knobs, editor = _knobs(options), _load(options)
+    side, seeds = editor.config.image_size, SEEDS["held-out"][: options.scenes]
+    cases = [drawn_case(options.kind, seed, side, options.distortion) for seed in seeds]
+    choices = {"preset": options.preset, "sheet": bool(options.sheet)}
+    with ProgressBars() as bars:
+        scores, shown = evaluation.evaluate(editor, cases, options.method, knobs, watch=bars.count, **choices)
+    if shown:
+        _write(options, shown, options.sheet)
+    figures = evaluation.means(scores)
+    for name, (value, low, high, _) in figures.items():
+        print(f"{name:>22}  {value:9.3f}  ({low:.3f} to {high:.3f})")
+    if options.json:
+        values = {name: round(figure.value, 4) for name, figure in figures.items()}
+        intervals = {name: [round(figure.low, 4), round(figure.high, 4)] for name, figure in figures.items()}
+        print(json.dumps({"methods": {options.method: values}, "intervals": {options.method: intervals}}))
+
+
+def inspect(options: argparse.Namespace) -> None:
+    for line in weights.inspect(options.path, options.variant, options.tokenizer):
+        print(line)
+
+
+def _knobs(options: argparse.Namespace) -> dict:
+    """The knobs named on the command line; the others keep their defaults. Raises InputError for another method's."""
+    given = chosen_knobs(options)
+    find(options.method).knobs_from(given)
+    if "steps" in given:
+        _warn_of_steps(given["steps"])
+    return given
+
+
+def _warn_of_steps(steps: int) -> None:
+    warning = Schedule(steps).warning() if fits("steps", steps) else None
+    if warning:
+        print(f"{PROG}: {warning}", file=sys.stderr)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Editor, dict]:
+    """The editor, and what the options say, as its methods take it. What is not given is the inversion file's, or the
+    model's."""
+    knobs = _knobs(options)
+    inversion = load_inversion(options.inversion_file) if options.inversion_file else None
+    editor = _load(options)
+    _warn_of_words(editor, options)
+    return editor, {
+        "method": options.method,
+        "source_prompt": options.source_prompt,
+        "size": _size(options, editor, inversion.origin.size if inversion else None),
+        "fit": options.fit,
+        "inversion": inversion,
+        "preset": options.preset,
+        **knobs,
+    }
+
+
+def _size(options: argparse.Namespace, editor: Editor, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    width, height = size or 2 * [editor.config.image_size]
+    return editor.check_size(
+        (width if options.width is None else options.width, height if options.height is None else options.height)
+    )
+
+
+def _load(options: argparse.Namespace) -> Editor:
+    savings = Savings(options.on_demand, options.tiled_vae, options.checkpointing)
+    model = (options.weights, options.device, options.dtype, options.variant, options.tokenizer)
+    return load(*model, options.memory, savings, compile=options.compile)
+
+
+def _check_outputs(options: argparse.Namespace, *paths: Path | None) -> None:
+    """Raises InputError where a picture could not be written to one of these, before any work is done for it."""
+    paths = [path for path in paths if path]
+    if len(paths) == 2 and same_place(*paths):
+        raise InputError(f"--output and --sheet must be two files, got {paths[0]} for both")
+    for path in paths:
+        check_writable(path, options.force)
+
+
+def _check_pictures(options: argparse.Namespace, size: tuple[int, int], columns: dict[Path | None, int]) -> None:
+    """Raises InputError where a file cannot hold as many pictures of the size side by side as are given for it."""
+    for path, count in columns.items():
+        if path:
+            check_writable(path, options.force, (count * size[0], size[1]))
+
+
+def _write(options: argparse.Namespace, picture: Image.Image, path: Path) -> None:
+    write_image(picture, path, options.force)
+    options.written.append(path)
+
+
+def _warn_of_words(editor: Editor, options: argparse.Namespace) -> None:
+    words = editor.config.unknown_words(f"{options.prompt} {options.source_prompt or ''}")
+    if words:
+        said = f"{editor.config.name} does not know these words and takes no sense from them: {', '.join(words)}"
+        print(f"{PROG}: {said}; Stable Diffusion 1.5 knows most words (--weights PATH)", file=sys.stderr)
+
+
+def _report(options: argparse.Namespace, result: Result) -> None:
+    summary = result.summary()
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["seconds"].items())
+    print(f"{options.output}: {stages}")
+    figures = [f"{summary['row_forwards']} row-forwards of the UNet, {summary['gradient_passes']} gradient passes"]
+    if "reconstruction_psnr" in summary:
+        figures.append(f"reconstruction {summary['reconstruction_psnr']:.1f} dB against the input")
+    print(", ".join(figures))
+    if "colours" in summary:
+        print(f"{options.image}: {summary['colours']}")
+    if summary["peak_memory"] is not None:
+        print(f"peak memory {summary['peak_memory'] / 1e9:.2f} GB; savings: {summary['savings']}")
+
+
+COMMANDS = {
+    command.__name__: command for command in (edit, compare, methods, invert, generate, maps, evaluate, inspect)
+}
