@@ -28,6 +28,8 @@ ALL = "all"  # pictures: of every branch that a method has
 BRANCHES = ("reconstruction", "transition", "source")  # that methods name, beside the edit
 LARGEST_SIDE = 8192  # pixels; where memory ends, an edit ends long before
 
+AnyMethod = str | Method | Knobs | Callable  # a name, knobs in its place, or a function of one's own
+
 
 class Editor:
     def __init__(
@@ -47,9 +49,7 @@ class Editor:
             torch.cuda.set_per_process_memory_fraction(min(memory_limit / total, 1.0), self.device)
         self.sd = StableDiffusion(model, savings)  # to embed, encode and decode with
 
-    def settings(
-        self, method: str | Method | Knobs | Callable = "baret", preset: str | None = None, **changes
-    ) -> Knobs:
+    def settings(self, method: AnyMethod = "baret", preset: str | None = None, **changes) -> Knobs:
         """A method's knobs with values: its defaults, overridden by the model's own (unless preset is "paper"), then by
         the changes. `edit` takes them in a method's place. Raises InputError for a knob that the method does not have,
         or a value that it cannot have."""
@@ -63,7 +63,7 @@ class Editor:
         self,
         image: Picture,
         prompt: str,
-        method: str | Method | Knobs | Callable = "baret",
+        method: AnyMethod = "baret",
         *,
         watch: Callable[[Step], object] | None = None,
         **options,
@@ -79,7 +79,7 @@ class Editor:
         self,
         image: Picture,
         prompt: str,
-        method: str | Method | Knobs | Callable = "baret",
+        method: AnyMethod = "baret",
         *,
         source_prompt: str | None = None,
         size: tuple[int, int] | None = None,
@@ -93,9 +93,9 @@ class Editor:
         """The same work as a generator of steps, which returns the Result; closing it stops the work.
 
         image: a picture, as `images.read_image` takes it; prompt: what the edited picture should show; method: a name
-        of `METHODS`, its knobs as `settings` gives them, or a function edit(sd, job, knobs) of your own; source_prompt: what the picture shows, which some
-        methods need; size: (width, height) in pixels, the model's if None; fit: "crop", "pad" or "stretch", the first
-        if None; pictures: branches whose pictures are wanted beside the edit's, such as "transition", or "all"; maps:
+        of `METHODS`, its knobs as `settings` gives them, or a function edit(sd, job, knobs) of your own; source_prompt:
+        what the picture shows, which some methods need; size: (width, height) in pixels, the model's if None; fit:
+        "crop", "pad" or "stretch", the first if None; pictures: branches whose pictures are wanted beside the edit's, such as "transition", or "all"; maps:
         attention maps to keep. inversion: an earlier one of the same picture, model and knobs, whose work is not
         done again; size, fit and knobs that are not given are then the inversion's. preset: "paper" for the method's
         own values, whatever the model's config says. knobs: the method's, by name.
@@ -314,7 +314,7 @@ class Editor:
         return width, height
 
 
-def _with_knobs(method: str | Method | Knobs | Callable, knobs: dict) -> tuple[Method, dict]:
+def _with_knobs(method: AnyMethod, knobs: dict) -> tuple[Method, dict]:
     """The method; and its knobs, where they came in its place, overridden by those named beside."""
     given = vars(method) if isinstance(method, Knobs) else {}
     return find(method), {**given, **knobs}

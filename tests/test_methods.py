@@ -108,7 +108,7 @@ def test_knobs_are_the_methods_then_the_configs_then_the_callers(small):
 
 
 def test_a_preset_holds_for_an_edit(small, picture):
-    assert small.knobs() != small.knobs(preset="paper")  # the miniature's
+    assert small.settings() != small.settings(preset="paper")  # the miniature's
     result = small.edit(picture, PROMPT, preset="paper", steps=2, inner_steps=0)
     assert result.knobs == BaretKnobs(steps=2, inner_steps=0)
 
