@@ -95,10 +95,10 @@ class Editor:
         image: a picture, as `images.read_image` takes it; prompt: what the edited picture should show; method: a name
         of `METHODS`, its knobs as `settings` gives them, or a function edit(sd, job, knobs) of your own; source_prompt:
         what the picture shows, which some methods need; size: (width, height) in pixels, the model's if None; fit:
-        "crop", "pad" or "stretch", the first if None; pictures: branches whose pictures are wanted beside the edit's, such as "transition", or "all"; maps:
-        attention maps to keep. inversion: an earlier one of the same picture, model and knobs, whose work is not
-        done again; size, fit and knobs that are not given are then the inversion's. preset: "paper" for the method's
-        own values, whatever the model's config says. knobs: the method's, by name.
+        "crop", "pad" or "stretch", the first if None; pictures: branches whose pictures are wanted beside the edit's,
+        such as "transition", or "all"; maps: attention maps to keep. inversion: an earlier one of the same picture,
+        model and knobs, whose work is not done again; size, fit and knobs that are not given are then the inversion's.
+        preset: "paper" for the method's own values, whatever the model's config says. knobs: the method's, by name.
 
         A step's latents are the run's own; what is written to them changes it. Raises InputError, when the first step
         is asked for, for a picture that cannot be read, a prompt that is empty or too long, or anything that does not
