@@ -13,10 +13,11 @@ from ...models.text_encoder import TextEncoder
 from ...models.tokenizer import ClipTokenizer
 from ...weights.folder import save_part
 from ...weights.strict import load_part
-from .data import OMISSIONS, UNNAMED, all_captions, attributes, normalized, training_pictures, training_scene
+from .data import EMBEDDING_SCALE, OMISSIONS, UNNAMED, all_captions, attributes, normalized, training_pictures, training_scene
 from .loop import Stage
 
 SHORT, FULL_ODDS = 20, 0.1  # nine steps of ten read only the first tokens, which hold every caption and some padding
+LEARN_TEXT = True  # False: the image encoder alone learns, and a UNet that reads this text encoder stays of use
 APART = 0.6  # the least relative distance wanted between the embeddings of captions that differ in one word
 
 
@@ -41,6 +42,7 @@ class ClipStage(Stage):
         self.captions = all_captions()
         self.ids = {key: self.tokenizer(text) for key, text in self.captions.items()}
         self.pair = ClipPair(MINIATURE.text_encoder, MINIATURE.image_encoder)
+        self.pair.text_encoder.requires_grad_(LEARN_TEXT)
         self.modules = nn.ModuleDict({"clip": self.pair})
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -78,6 +80,7 @@ class ClipStage(Stage):
         pair = ClipPair(MINIATURE.text_encoder, MINIATURE.image_encoder)
         text_encoder = load_part(lambda: TextEncoder(MINIATURE.text_encoder), weights / "text_encoder.safetensors")
         pair.text_encoder.load_state_dict(text_encoder.state_dict())
+        scale_embedding(pair.text_encoder, 1 / EMBEDDING_SCALE)
         tower = load_part(
             lambda: ImageTower(MINIATURE.text_encoder, MINIATURE.image_encoder), weights / "image_encoder.safetensors"
         )
@@ -85,10 +88,19 @@ class ClipStage(Stage):
         return nn.ModuleDict({"clip": pair})
 
     def export(self, weights: Path) -> None:
+        scale_embedding(self.pair.text_encoder, EMBEDDING_SCALE)
         save_part(self.pair.text_encoder, weights / "text_encoder.safetensors")
+        scale_embedding(self.pair.text_encoder, 1 / EMBEDDING_SCALE)
         tower = ImageTower(MINIATURE.text_encoder, MINIATURE.image_encoder)
         tower.load_state_dict({name: self.pair.state_dict()[name] for name in tower.state_dict()})
         save_part(tower, weights / "image_encoder.safetensors")
+
+
+@torch.no_grad()
+def scale_embedding(encoder: TextEncoder, factor: float) -> None:
+    """Multiplies what the encoder returns; what reads it afterwards must be divided."""
+    encoder.final_layer_norm.weight.mul_(factor)
+    encoder.final_layer_norm.bias.mul_(factor)
 
 
 def relative_distance(a: Tensor, b: Tensor, ids_a: Tensor, ids_b: Tensor, ends_a: Tensor) -> Tensor:
