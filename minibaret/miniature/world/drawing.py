@@ -5,7 +5,6 @@ Everything is painted `_FINE` times larger than asked and then averaged down, wh
 
 from __future__ import annotations
 
-import colorsys
 from functools import cache
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from .animals import SIZES, Layer, body, hat
 from .poses import POSES
-from .scene import Flower, Layout, Scene
+from .scene import Layout, Scene
 
 _FINE = 3
 
@@ -48,10 +47,9 @@ GROUND_COLOURS = {
 SKY_NOON = ((116, 184, 236), (222, 240, 246))
 SKY_EVENING = ((150, 168, 226), (255, 218, 188))
 SUN, CLOUD = (255, 224, 112), (255, 252, 246)
-# What has a hue that no caption names, as saturation and brightness.
-HILL, MARK, PETALS = (0.26, 0.78), (0.56, 0.80), (0.50, 0.94)
-FLOWER_HEART = (255, 240, 170)
-STONE_COLOUR, STONE_LIGHT = (122, 116, 122), (160, 154, 158)
+# The two ends of what no caption names: hills are grey to blue, stones and the light on them dark to light.
+HILLS = ((170, 170, 174), (136, 168, 206))
+STONES, STONE_LIGHTS = ((96, 92, 98), (200, 196, 198)), ((132, 127, 132), (238, 235, 234))
 SHADOW = (30, 24, 40)
 BALL, BALL_LIGHT, BALL_RIM, BALL_RADIUS = (40, 98, 220), (132, 180, 255), (20, 50, 130), 0.075
 
@@ -61,8 +59,7 @@ def render(scene: Scene, size: int = 128) -> Image.Image:
     layout = scene.layout()
     canvas = _background(layout, scene.ground, size * _FINE)
     _paint_animal_shadow(canvas, scene, layout)
-    tones = COATS[scene.colour] | FIXED_TONES | {"mark": _in_hue(layout.mark_hue, MARK)}
-    _paint_layers(canvas, body(scene.animal, scene.posture), scene, layout, tones)
+    _paint_layers(canvas, body(scene.animal, scene.posture), scene, layout, COATS[scene.colour] | FIXED_TONES)
     if scene.addition == "a red hat":
         _paint_layers(canvas, hat(scene.animal, scene.posture), scene, layout, HAT_TONES)
     if scene.addition == "a blue ball":
@@ -78,26 +75,18 @@ def _background(layout: Layout, ground: str, side: int) -> Image.Image:
     _ellipse(pen, SUN, layout.sun_x, layout.sun_y, 0.065, 0.065)
     for dx, dy, radius in ((-0.07, 0.01, 0.035), (0.0, -0.012, 0.05), (0.075, 0.01, 0.035)):
         _ellipse(pen, CLOUD, layout.cloud_x + dx, layout.cloud_y + dy, radius * 1.4, radius)
-    _ellipse(pen, _in_hue(layout.hill_hue, HILL), layout.hill_x, layout.horizon + 0.04, 0.42, layout.hill_height + 0.04)
+    hill = _between(*HILLS, layout.hill_tint)
+    _ellipse(pen, hill, layout.hill_x, layout.horizon + 0.04, 0.42, layout.hill_height + 0.04)
     far, close = GROUND_COLOURS[ground]
     top = round(layout.horizon * side)
     canvas.paste(_gradient(far, close, side - top, side).crop((0, 0, side, side - top)), (0, top))
-    for flower in layout.flowers:
-        _paint_flower(pen, flower, _in_hue(layout.flower_hue, PETALS))
+    stone_colour, stone_light = (_between(*ends, layout.stone_shade) for ends in (STONES, STONE_LIGHTS))
     for stone in layout.stones:
         x, y, r = stone.x, stone.y, stone.radius
         _soft_disc(canvas, SHADOW, x, y + 0.55 * r, 1.3 * r, 0.03, 0.35)
-        _ellipse(pen, STONE_COLOUR, x, y, r, 0.68 * r)
-        _ellipse(pen, STONE_LIGHT, x, y - 0.15 * r, 0.8 * r, 0.46 * r)
+        _ellipse(pen, stone_colour, x, y, r, 0.68 * r)
+        _ellipse(pen, stone_light, x, y - 0.15 * r, 0.8 * r, 0.46 * r)
     return canvas
-
-
-def _paint_flower(pen: ImageDraw.ImageDraw, flower: Flower, colour: tuple[int, int, int]) -> None:
-    """Five petals around a heart."""
-    x, y, r = flower.x, flower.y, flower.radius
-    for turn in np.linspace(0, 2 * np.pi, 5, endpoint=False):
-        _ellipse(pen, colour, x + 0.5 * r * np.sin(turn), y - 0.5 * r * np.cos(turn), 0.5 * r, 0.5 * r)
-    _ellipse(pen, FLOWER_HEART, x, y, 0.4 * r, 0.4 * r)
 
 
 def _paint_animal_shadow(canvas: Image.Image, scene: Scene, layout: Layout) -> None:
@@ -168,9 +157,8 @@ def _gradient(top, bottom, height: int, side: int) -> Image.Image:
     return strip.resize((side, side), Image.Resampling.NEAREST)
 
 
-def _in_hue(hue: float, tone: tuple[float, float]) -> tuple[int, int, int]:
-    """The colour of a hue with the tone's saturation and brightness."""
-    return tuple(round(255 * value) for value in colorsys.hsv_to_rgb(hue, *tone))
+def _between(a, b, share: float) -> tuple[int, int, int]:
+    return tuple(_mix(a, b, share).round().astype(int).tolist())
 
 
 def _mix(a, b, share: float) -> np.ndarray:

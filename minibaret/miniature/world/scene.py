@@ -43,15 +43,6 @@ class Stone:
 
 
 @dataclass(frozen=True)
-class Flower:
-    """A flower on the ground: its centre and half-width, as fractions of the frame."""
-
-    x: float
-    y: float
-    radius: float
-
-
-@dataclass(frozen=True)
 class Layout:
     """Everything that no caption names and that an edit must preserve.
 
@@ -69,14 +60,12 @@ class Layout:
     sun_y: float
     cloud_x: float
     cloud_y: float
-    stones: tuple[Stone, ...]
+    stones: tuple[Stone, ...]  # two large ones, then small ones strewn over the ground
     ball_x: float  # where a ball lies, if the scene has one: behind the animal's back, away from its face
     ball_y: float
     warmth: float  # of the sky: 0 is a clear noon, 1 is a rosy evening
-    flowers: tuple[Flower, ...]
-    flower_hue: float  # hues run from 0 to 1, once round the colour circle; all flowers of a scene share one
-    mark_hue: float  # of the animal's back, ears and tail
-    hill_hue: float
+    stone_shade: float  # of all stones alike: 0 is dark, 1 is light, nothing is near the middle
+    hill_tint: float  # 0 is grey, 1 is blue, nothing is near the middle
 
 
 @dataclass(frozen=True)
@@ -133,14 +122,12 @@ class Scene:
             sun_y=rng.uniform(0.12, 0.22),
             cloud_x=0.5 - sun_side * rng.uniform(0.22, 0.34),
             cloud_y=rng.uniform(0.12, 0.24),
-            stones=tuple(_draw_stone(rng, side, horizon) for side in (-1, 1)),
+            stones=(*(_draw_stone(rng, side, horizon) for side in (-1, 1)), *_draw_pebbles(appearance, horizon)),
             ball_x=float(np.clip(x - facing * rng.uniform(0.24, 0.36), 0.10, 0.90)),
             ball_y=y + rng.uniform(0.02, 0.06),
             warmth=rng.uniform(0.0, 1.0),
-            flower_hue=appearance.random(),
-            mark_hue=appearance.random(),
-            hill_hue=appearance.random(),
-            flowers=_draw_flowers(appearance, horizon),
+            stone_shade=_draw_shade(appearance),
+            hill_tint=_draw_shade(appearance),
         )
 
     def caption(self, omit: Collection[str] = ()) -> str:
@@ -163,17 +150,21 @@ def _draw_stone(rng: np.random.Generator, side: int, horizon: float) -> Stone:
     )
 
 
-def _draw_flowers(rng: np.random.Generator, horizon: float) -> tuple[Flower, ...]:
-    """Flowers all over the ground, smaller towards the horizon: at most one in each cell of a grid of 4 x 2."""
+def _draw_shade(rng: np.random.Generator) -> float:
+    """From 0 to 0.35 or from 0.65 to 1."""
+    return float(rng.choice((0.0, 0.65)) + rng.uniform(0, 0.35))
+
+
+def _draw_pebbles(rng: np.random.Generator, horizon: float) -> tuple[Stone, ...]:
+    """Small stones all over the ground, smaller towards the horizon: at most one in each cell of a grid of 4 x 2."""
     places = rng.uniform(0.15, 0.85, (2, 4, 2))
-    grows = rng.random((2, 4)) < 0.6
-    flowers = []
-    for row, column in np.argwhere(grows).tolist():
+    lies = rng.random((2, 4)) < 0.5
+    pebbles = []
+    for row, column in np.argwhere(lies).tolist():
         across, down = places[row, column].tolist()
         depth = (row + down) / 2  # 0 at the horizon, 1 at the bottom of the frame
-        x, y = (column + across) / 4, horizon + 0.04 + (0.96 - horizon) * depth
-        flowers.append(Flower(x, y, 0.030 + 0.022 * depth))
-    return tuple(sorted(flowers, key=lambda flower: flower.y))
+        pebbles.append(Stone((column + across) / 4, horizon + 0.05 + (0.93 - horizon) * depth, 0.034 + 0.026 * depth))
+    return tuple(sorted(pebbles, key=lambda pebble: pebble.y))
 
 
 def _choose(rng: np.random.Generator, choices: tuple):
