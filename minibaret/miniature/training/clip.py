@@ -17,7 +17,6 @@ from .data import EMBEDDING_SCALE, OMISSIONS, UNNAMED, all_captions, attributes,
 from .loop import Stage
 
 SHORT, FULL_ODDS = 20, 0.1  # nine steps of ten read only the first tokens, which hold every caption and some padding
-LEARN_TEXT = True  # False: the image encoder alone learns, and a UNet that reads this text encoder stays of use
 APART = 0.6  # the least relative distance wanted between the embeddings of captions that differ in one word
 
 
@@ -42,7 +41,6 @@ class ClipStage(Stage):
         self.captions = all_captions()
         self.ids = {key: self.tokenizer(text) for key, text in self.captions.items()}
         self.pair = ClipPair(MINIATURE.text_encoder, MINIATURE.image_encoder)
-        self.pair.text_encoder.requires_grad_(LEARN_TEXT)
         self.modules = nn.ModuleDict({"clip": self.pair})
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
