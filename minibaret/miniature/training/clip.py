@@ -13,7 +13,16 @@ from ...models.text_encoder import TextEncoder
 from ...models.tokenizer import ClipTokenizer
 from ...weights.folder import save_part
 from ...weights.strict import load_part
-from .data import EMBEDDING_SCALE, OMISSIONS, UNNAMED, all_captions, attributes, normalized, training_pictures, training_scene
+from .data import (
+    EMBEDDING_SCALE,
+    OMISSIONS,
+    UNNAMED,
+    all_captions,
+    attributes,
+    normalized,
+    training_pictures,
+    training_scene,
+)
 from .loop import Stage
 
 SHORT, FULL_ODDS = 20, 0.1  # nine steps of ten read only the first tokens, which hold every caption and some padding

@@ -131,8 +131,8 @@ def training_latents(runs: Path, weights: Path, count: int) -> tuple[float, Tens
 
 @torch.no_grad()
 def caption_embeddings(weights: Path) -> tuple[Tensor, dict[tuple[int, ...], int]]:
-    """Embeddings (captions + 1, 77, width) of every caption, as large as they were before EMBEDDING_SCALE, the empty one
-    in row 0; and each caption's row by attributes."""
+    """Embeddings (captions + 1, 77, width) of every caption, as large as before EMBEDDING_SCALE, the empty in row 0;
+    and each caption's row by attributes."""
     tokenizer = read_tokenizer(weights)
     encoder = load_part(lambda: TextEncoder(MINIATURE.text_encoder), weights / "text_encoder.safetensors")
     captions = all_captions()

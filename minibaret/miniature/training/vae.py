@@ -24,7 +24,7 @@ KL_WEIGHT = 6.4e-4  # of a latent number's mean, against a pixel's
 class VaeStage(Stage):
     name = "vae"
     parts = ("vae",)
-    learning_rate = 1e-3
+    learning_rate = 1e-3 if LEARN_ENCODER else 5e-4
     batch = 8
 
     def __init__(self, runs: Path, weights: Path, count: int):
