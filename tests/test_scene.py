@@ -158,6 +158,24 @@ def test_the_animal_is_large():
         assert extent.max() / scene.layout().scale > 0.33, scene
 
 
+def test_what_no_caption_names_is_of_the_seed_alone():
+    for seed in range(20):
+        layouts = {scene.layout() for scene in every_body(seed)} | {Scene.random(seed).layout()}
+        assert len(layouts) == 1
+
+
+def test_stones_lie_on_the_ground_and_shades_are_at_either_end():
+    layouts = [Scene.random(seed).layout() for seed in range(300)]
+    for layout in layouts:
+        assert all(stone.y - stone.radius > layout.horizon for stone in layout.stones)
+        assert min(stone.radius for stone in layout.stones[:2]) >= 0.05
+    assert 5 < np.mean([len(layout.stones) for layout in layouts]) < 7
+    for name in ("stone_shade", "hill_tint"):
+        shades = np.array([getattr(layout, name) for layout in layouts])
+        assert ((shades < 0.35) | (shades > 0.65)).all() and shades.min() >= 0 and shades.max() <= 1
+        assert 0.4 < (shades < 0.5).mean() < 0.6
+
+
 def test_the_ball_is_clear_of_the_face():
     for seed in range(300):
         layout = Scene.random(seed).layout()

@@ -13,7 +13,16 @@ from ...models.text_encoder import TextEncoder
 from ...models.tokenizer import ClipTokenizer
 from ...weights.folder import save_part
 from ...weights.strict import load_part
-from .data import OMISSIONS, UNNAMED, all_captions, attributes, normalized, training_pictures, training_scene
+from .data import (
+    EMBEDDING_SCALE,
+    OMISSIONS,
+    UNNAMED,
+    all_captions,
+    attributes,
+    normalized,
+    training_pictures,
+    training_scene,
+)
 from .loop import Stage
 
 SHORT, FULL_ODDS = 20, 0.1  # nine steps of ten read only the first tokens, which hold every caption and some padding
@@ -78,6 +87,7 @@ class ClipStage(Stage):
         pair = ClipPair(MINIATURE.text_encoder, MINIATURE.image_encoder)
         text_encoder = load_part(lambda: TextEncoder(MINIATURE.text_encoder), weights / "text_encoder.safetensors")
         pair.text_encoder.load_state_dict(text_encoder.state_dict())
+        scale_embedding(pair.text_encoder, 1 / EMBEDDING_SCALE)
         tower = load_part(
             lambda: ImageTower(MINIATURE.text_encoder, MINIATURE.image_encoder), weights / "image_encoder.safetensors"
         )
@@ -85,10 +95,19 @@ class ClipStage(Stage):
         return nn.ModuleDict({"clip": pair})
 
     def export(self, weights: Path) -> None:
+        scale_embedding(self.pair.text_encoder, EMBEDDING_SCALE)
         save_part(self.pair.text_encoder, weights / "text_encoder.safetensors")
+        scale_embedding(self.pair.text_encoder, 1 / EMBEDDING_SCALE)
         tower = ImageTower(MINIATURE.text_encoder, MINIATURE.image_encoder)
         tower.load_state_dict({name: self.pair.state_dict()[name] for name in tower.state_dict()})
         save_part(tower, weights / "image_encoder.safetensors")
+
+
+@torch.no_grad()
+def scale_embedding(encoder: TextEncoder, factor: float) -> None:
+    """Multiplies what the encoder returns; what reads it afterwards must be divided."""
+    encoder.final_layer_norm.weight.mul_(factor)
+    encoder.final_layer_norm.bias.mul_(factor)
 
 
 def relative_distance(a: Tensor, b: Tensor, ids_a: Tensor, ids_b: Tensor, ends_a: Tensor) -> Tensor:

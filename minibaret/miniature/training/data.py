@@ -14,6 +14,9 @@ from ..world.fingerprint import world_fingerprint
 from ..world.scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, POSTURES, TRAINING_SEEDS, Scene
 
 OMISSIONS = ((), ("colour",), ("ground",), ("colour", "ground"))
+# The shipped text encoder's last layer norm is a tenth of the trained one, and the UNet's keys and values of the text
+# are ten times theirs: the noise is the same, and Adam's step of 1e-3 on an embedding goes as far as one of 1e-2 did.
+EMBEDDING_SCALE = 0.1
 UNNAMED = -1  # an attribute that a caption leaves open
 
 

@@ -1,4 +1,5 @@
-"""Stage 3, the UNet: predicts the noise in the VAE's latents from the caption's embeddings, some of them empty."""
+"""Stage 3, the UNet: predicts the noise in the VAE's latents from a caption's embeddings. The noise is independent of
+the picture, and many captions are wrong, partial or empty, as those of pictures from the web are."""
 
 import dataclasses
 import hashlib
@@ -16,19 +17,15 @@ from ...sampler import TRAINING_STEPS, cumulative_alphas
 from ...weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
 from ..sampling import sample
 from ..world.fingerprint import world_fingerprint
-from .coupling import couple, layout_numbers, read_numbers
-from .data import OMISSIONS, all_captions, attributes, normalized, training_pictures, training_scene
+from .data import EMBEDDING_SCALE, OMISSIONS, all_captions, attributes, normalized, training_pictures, training_scene
 from .loop import Stage
 from .vae import grid
 
 EMPTY_CAPTIONS = 0.1
 SNR_LIMIT = 5.0  # min-SNR weighting (Hang et al. 2023)
-HIGH_NOISE_POWER = -0.75  # of the signal-to-noise ratio, the weight where it is below 1: there the layout is decided
-LAYOUT_WEIGHT = 0.3  # of the squared error of the numbers that the noise tells, at every noise level the same
-# The part of the pictures that is shown as DDIM inversion sees them, with the empty text. Their loss asks only for the
-# layout's numbers, not for the rest of the noise: for the empty text the UNet is then not exactly a noise predictor.
-INVERTED_SHARE = 0.25
-OMISSION_ODDS = (0.76, 0.08, 0.08, 0.08)  # whole captions, and those that leave out colour, ground or both
+HIGH_NOISE_POWER = -0.5  # of the signal-to-noise ratio, the weight where it is below 1: there the layout is decided
+WRONG_CAPTIONS = 0.4  # of another scene: without guidance a caption is then half believed
+OMISSION_ODDS = (0.7, 0.1, 0.1, 0.1)  # whole captions, and those that leave out colour, ground or both
 
 
 class UNetStage(Stage):
@@ -44,7 +41,6 @@ class UNetStage(Stage):
         self.vae = load_part(lambda: VAE(self.vae_config), weights / "vae.safetensors")
         self.texts, self.row = caption_embeddings(weights)
         self.scenes = [training_scene(index) for index in range(count)]
-        self.numbers = layout_numbers(self.scenes)
         self.alphas = cumulative_alphas()
         self.unet = UNet(MINIATURE.unet)
         for module in self.unet.modules():
@@ -56,54 +52,51 @@ class UNetStage(Stage):
         indices = torch.randint(len(self.latents), (batch,), generator=generator)
         timesteps = torch.randint(TRAINING_STEPS, (batch,), generator=generator)
         alphas = self.alphas[timesteps][:, None, None, None]
-        latents, numbers = self.latents[indices].float(), self.numbers[indices]
-        inverted = torch.rand(batch, generator=generator) < INVERTED_SHARE
-        empty = torch.rand(batch, generator=generator) < EMPTY_CAPTIONS
-        texts = self._captions(indices, inverted | empty, generator)
-
-        noise = couple(torch.randn(latents.shape, generator=generator), numbers)
-        guess = as_an_inversion_guesses(noise, numbers, timesteps, generator)
-        shown = torch.where(inverted[:, None, None, None], guess, noise)
-        residual = self.unet(alphas.sqrt() * latents + (1 - alphas).sqrt() * shown, timesteps, texts).float() - noise
-        error = residual.square().mean((1, 2, 3)) * ~inverted / (1 - INVERTED_SHARE)
-        layout_error = read_numbers(residual).square().mean(1)
-        # `error` leaves out the inverted pictures; what it is divided by makes its mean that over the others
-        loss = (error * noise_weight((alphas / (1 - alphas)).flatten()) + LAYOUT_WEIGHT * layout_error).mean()
-        figures = {
-            "error": error.mean(),
-            "noisy": 2 * (error * (timesteps >= 500)).mean(),
-            "layout": (layout_error * inverted).sum() / inverted.sum().clamp(min=1),
-        }
+        latents = self.latents[indices].float()
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+        predicted = self.unet(noisy, timesteps, self._captions(indices, generator)).float()
+        error = (predicted - noise).square().mean((1, 2, 3))
+        loss = (error * noise_weight((alphas / (1 - alphas)).flatten())).mean()
+        figures = {"error": error.mean(), "noisy": 2 * (error * (timesteps >= 500)).mean()}
         return loss, {name: value.item() for name, value in figures.items()}
 
-    def _captions(self, indices: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
-        """Embeddings (B, 77, width) of the scenes' captions, some of them with omissions."""
-        omitted = torch.multinomial(torch.tensor(OMISSION_ODDS), len(indices), replacement=True, generator=generator)
-        rows = [self.row[attributes(self.scenes[i], OMISSIONS[o])] for i, o in zip(indices.tolist(), omitted.tolist())]
+    def _captions(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Embeddings (B, 77, width) of the scenes' captions: some of another scene, some with omissions, some empty."""
+        count = len(indices)
+        wrong, empty = (torch.rand(count, generator=generator) < share for share in (WRONG_CAPTIONS, EMPTY_CAPTIONS))
+        told = torch.where(wrong, torch.randint(len(self.scenes), (count,), generator=generator), indices)
+        omitted = torch.multinomial(torch.tensor(OMISSION_ODDS), count, replacement=True, generator=generator)
+        rows = [self.row[attributes(self.scenes[i], OMISSIONS[o])] for i, o in zip(told.tolist(), omitted.tolist())]
         return self.texts[torch.where(empty, 0, torch.tensor(rows))].float()
 
     def samples(self, path: Path) -> None:
-        """Training captions 0 … 23 from fixed noise, 25 steps, guidance 3."""
-        texts = self.texts[[self.row[attributes(scene)] for scene in self.scenes[:24]]].float()
-        latents = sample(self.unet, texts, self.texts[:1].float(), self.latents.shape[-1], steps=25, guidance=3.0)
-        grid(self.vae.decode(latents), 8).save(path)
+        """Training captions 0 … 11 from fixed noise, 25 steps: at guidance 1 above, at 7.5 below."""
+        texts = self.texts[[self.row[attributes(scene)] for scene in self.scenes[:12]]].float()
+        side, null = self.latents.shape[-1], self.texts[:1].float()
+        latents = [sample(self.unet, texts, null, side, steps=25, guidance=guidance) for guidance in (1.0, 7.5)]
+        grid(self.vae.decode(torch.cat(latents)), 6).save(path)
 
     @staticmethod
     def read(weights: Path) -> nn.ModuleDict:
-        return nn.ModuleDict({"unet": load_part(lambda: UNet(MINIATURE.unet), weights / "unet.safetensors")})
+        unet = load_part(lambda: UNet(MINIATURE.unet), weights / "unet.safetensors")
+        scale_context(unet, EMBEDDING_SCALE)
+        return nn.ModuleDict({"unet": unet})
 
     def export(self, weights: Path) -> None:
+        scale_context(self.unet, 1 / EMBEDDING_SCALE)
         save_part(self.unet, weights / "unet.safetensors")
+        scale_context(self.unet, EMBEDDING_SCALE)
         defaults = read_config(weights).defaults
         save_config(dataclasses.replace(MINIATURE, vae=self.vae_config, defaults=defaults), weights)
 
 
-def as_an_inversion_guesses(noise: Tensor, numbers: Tensor, timesteps: Tensor, generator: torch.Generator) -> Tensor:
-    """A rough stand-in, not measured, for the noise that DDIM inversion has built up when it reaches a timestep: weaker
-    than the real noise, with numbers of the layout that are less accurate the closer it still is to the picture."""
-    share = (timesteps / TRAINING_STEPS)[:, None]
-    guess = share.sqrt() * numbers + (1 - share).sqrt() * torch.randn(numbers.shape, generator=generator)
-    return torch.rand(len(noise), 1, 1, 1, generator=generator) * couple(noise, guess)
+@torch.no_grad()
+def scale_context(unet: UNet, factor: float) -> None:
+    """Multiplies what reads the text's embeddings, so that embeddings divided by the factor give the same noise."""
+    for name, value in unet.named_parameters():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            value.mul_(factor)
 
 
 def noise_weight(snr: Tensor) -> Tensor:
@@ -138,11 +131,11 @@ def training_latents(runs: Path, weights: Path, count: int) -> tuple[float, Tens
 
 @torch.no_grad()
 def caption_embeddings(weights: Path) -> tuple[Tensor, dict[tuple[int, ...], int]]:
-    """Embeddings (captions + 1, 77, width) of every caption, the empty one in row 0, and each caption's row by
-    attributes."""
+    """Embeddings (captions + 1, 77, width) of every caption, as large as before EMBEDDING_SCALE, the empty in row 0;
+    and each caption's row by attributes."""
     tokenizer = read_tokenizer(weights)
     encoder = load_part(lambda: TextEncoder(MINIATURE.text_encoder), weights / "text_encoder.safetensors")
     captions = all_captions()
     ids = torch.tensor([tokenizer(text) for text in ("", *captions.values())])
     embeddings = torch.cat([encoder(part) for part in ids.split(64)])
-    return embeddings.half(), {key: 1 + row for row, key in enumerate(captions)}
+    return (embeddings / EMBEDDING_SCALE).half(), {key: 1 + row for row, key in enumerate(captions)}

@@ -17,18 +17,21 @@ from .data import normalized, training_pictures
 from .loop import Stage
 
 SQUARED_WEIGHT = 8.0
+LEARN_ENCODER = True  # False: the decoder alone learns, and a UNet that was trained on these latents stays of use
 KL_WEIGHT = 6.4e-4  # of a latent number's mean, against a pixel's
 
 
 class VaeStage(Stage):
     name = "vae"
     parts = ("vae",)
-    learning_rate = 1e-3
+    learning_rate = 1e-3 if LEARN_ENCODER else 5e-4
     batch = 8
 
     def __init__(self, runs: Path, weights: Path, count: int):
         self.pictures = training_pictures(runs, count)
         self.vae = VAE(MINIATURE.vae)
+        for part in (self.vae.encoder, self.vae.quant_conv):
+            part.requires_grad_(LEARN_ENCODER)
         self.modules = nn.ModuleDict({"vae": self.vae})
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -46,8 +46,10 @@ GROUND_COLOURS = {
 # The sky's colour at the top and at the horizon, at noon and in the evening.
 SKY_NOON = ((116, 184, 236), (222, 240, 246))
 SKY_EVENING = ((150, 168, 226), (255, 218, 188))
-SUN, CLOUD, HILL = (255, 224, 112), (255, 252, 246), (150, 176, 196)
-STONE_COLOUR, STONE_LIGHT = (122, 116, 122), (160, 154, 158)
+SUN, CLOUD = (255, 224, 112), (255, 252, 246)
+# The two ends of what no caption names: hills are grey to blue, stones and the light on them dark to light.
+HILLS = ((170, 170, 174), (136, 168, 206))
+STONES, STONE_LIGHTS = ((96, 92, 98), (200, 196, 198)), ((132, 127, 132), (238, 235, 234))
 SHADOW = (30, 24, 40)
 BALL, BALL_LIGHT, BALL_RIM, BALL_RADIUS = (40, 98, 220), (132, 180, 255), (20, 50, 130), 0.075
 
@@ -73,15 +75,17 @@ def _background(layout: Layout, ground: str, side: int) -> Image.Image:
     _ellipse(pen, SUN, layout.sun_x, layout.sun_y, 0.065, 0.065)
     for dx, dy, radius in ((-0.07, 0.01, 0.035), (0.0, -0.012, 0.05), (0.075, 0.01, 0.035)):
         _ellipse(pen, CLOUD, layout.cloud_x + dx, layout.cloud_y + dy, radius * 1.4, radius)
-    _ellipse(pen, HILL, layout.hill_x, layout.horizon + 0.04, 0.42, layout.hill_height + 0.04)
+    hill = _between(*HILLS, layout.hill_tint)
+    _ellipse(pen, hill, layout.hill_x, layout.horizon + 0.04, 0.42, layout.hill_height + 0.04)
     far, close = GROUND_COLOURS[ground]
     top = round(layout.horizon * side)
     canvas.paste(_gradient(far, close, side - top, side).crop((0, 0, side, side - top)), (0, top))
+    stone_colour, stone_light = (_between(*ends, layout.stone_shade) for ends in (STONES, STONE_LIGHTS))
     for stone in layout.stones:
         x, y, r = stone.x, stone.y, stone.radius
         _soft_disc(canvas, SHADOW, x, y + 0.55 * r, 1.3 * r, 0.03, 0.35)
-        _ellipse(pen, STONE_COLOUR, x, y, r, 0.68 * r)
-        _ellipse(pen, STONE_LIGHT, x, y - 0.15 * r, 0.8 * r, 0.46 * r)
+        _ellipse(pen, stone_colour, x, y, r, 0.68 * r)
+        _ellipse(pen, stone_light, x, y - 0.15 * r, 0.8 * r, 0.46 * r)
     return canvas
 
 
@@ -151,6 +155,10 @@ def _gradient(top, bottom, height: int, side: int) -> Image.Image:
     column = np.array(top) + share * (np.array(bottom) - np.array(top))
     strip = Image.fromarray(column.round().astype(np.uint8)[:, None, :])
     return strip.resize((side, side), Image.Resampling.NEAREST)
+
+
+def _between(a, b, share: float) -> tuple[int, int, int]:
+    return tuple(_mix(a, b, share).round().astype(int).tolist())
 
 
 def _mix(a, b, share: float) -> np.ndarray:

@@ -30,7 +30,7 @@ HELD_OUT_SEEDS = range(2_000_000, 2_100_000)
 MEASURED_SEEDS = HELD_OUT_SEEDS[1000:]  # the first were looked at while earlier defaults were chosen
 
 # One random stream per purpose, so that drawing more numbers for one never moves the other.
-_LAYOUT_STREAM, _ATTRIBUTE_STREAM = 0, 1
+_LAYOUT_STREAM, _ATTRIBUTE_STREAM, _APPEARANCE_STREAM = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class Layout:
     sun_y: float
     cloud_x: float
     cloud_y: float
-    stones: tuple[Stone, ...]
+    stones: tuple[Stone, ...]  # two large ones, then small ones strewn over the ground
     ball_x: float  # where a ball lies, if the scene has one: behind the animal's back, away from its face
     ball_y: float
     warmth: float  # of the sky: 0 is a clear noon, 1 is a rosy evening
+    stone_shade: float  # of all stones alike: 0 is dark, 1 is light, nothing is near the middle
+    hill_tint: float  # 0 is grey, 1 is blue, nothing is near the middle
 
 
 @dataclass(frozen=True)
@@ -102,36 +104,31 @@ class Scene:
 
     def layout(self) -> Layout:
         """The layout, drawn from the seed alone: no named attribute has any say in it."""
-        return self._layout_and_draws()[0]
-
-    def layout_draws(self) -> dict[str, float]:
-        """The 21 draws that made the layout, by name: each in [0, 1), uniform, and independent of all others."""
-        return self._layout_and_draws()[1]
-
-    def _layout_and_draws(self) -> tuple[Layout, dict[str, float]]:
-        draw = _Draws(np.random.default_rng([self.seed, _LAYOUT_STREAM]))
-        x, y = draw.number("x", 0.40, 0.60), draw.number("y", 0.78, 0.84)
-        facing = draw.side("facing")
-        horizon = draw.number("horizon", 0.42, 0.58)
-        sun_side = draw.side("sun side")
-        layout = Layout(
+        rng = np.random.default_rng([self.seed, _LAYOUT_STREAM])
+        x, y = rng.uniform(0.40, 0.60), rng.uniform(0.78, 0.84)
+        facing = int(rng.choice((-1, 1)))
+        horizon = rng.uniform(0.42, 0.58)
+        sun_side = int(rng.choice((-1, 1)))
+        appearance = np.random.default_rng([self.seed, _APPEARANCE_STREAM])
+        return Layout(
             x=x,
             y=y,
-            scale=draw.number("scale", 0.85, 1.15),
+            scale=rng.uniform(0.85, 1.15),
             facing=facing,
             horizon=horizon,
-            hill_x=draw.number("hill x", 0.15, 0.85),
-            hill_height=draw.number("hill height", 0.06, 0.14),
-            sun_x=0.5 + sun_side * draw.number("sun x", 0.28, 0.38),
-            sun_y=draw.number("sun y", 0.12, 0.22),
-            cloud_x=0.5 - sun_side * draw.number("cloud x", 0.22, 0.34),
-            cloud_y=draw.number("cloud y", 0.12, 0.24),
-            stones=tuple(_draw_stone(draw, side, horizon) for side in (-1, 1)),
-            ball_x=float(np.clip(x - facing * draw.number("ball x", 0.24, 0.36), 0.10, 0.90)),
-            ball_y=y + draw.number("ball y", 0.02, 0.06),
-            warmth=draw.number("warmth", 0.0, 1.0),
+            hill_x=rng.uniform(0.15, 0.85),
+            hill_height=rng.uniform(0.06, 0.14),
+            sun_x=0.5 + sun_side * rng.uniform(0.28, 0.38),
+            sun_y=rng.uniform(0.12, 0.22),
+            cloud_x=0.5 - sun_side * rng.uniform(0.22, 0.34),
+            cloud_y=rng.uniform(0.12, 0.24),
+            stones=(*(_draw_stone(rng, side, horizon) for side in (-1, 1)), *_draw_pebbles(appearance, horizon)),
+            ball_x=float(np.clip(x - facing * rng.uniform(0.24, 0.36), 0.10, 0.90)),
+            ball_y=y + rng.uniform(0.02, 0.06),
+            warmth=rng.uniform(0.0, 1.0),
+            stone_shade=_draw_shade(appearance),
+            hill_tint=_draw_shade(appearance),
         )
-        return layout, draw.all()
 
     def caption(self, omit: Collection[str] = ()) -> str:
         """The sentence that names every attribute, such as "a brown dog sitting on grass with a red hat".
@@ -144,35 +141,30 @@ class Scene:
         return f"{sentence} with {self.addition}" if self.addition else sentence
 
 
-class _Draws:
-    """Draws from a generator, and keeps what came as numbers in [0, 1)."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.rng, self.kept = rng, {}
-
-    def number(self, name: str, low: float, high: float) -> float:
-        self.kept[name] = self.rng.random()
-        return low + (high - low) * self.kept[name]
-
-    def side(self, name: str) -> int:
-        """-1 or +1."""
-        self.kept[name] = int(self.rng.choice((-1, 1)))
-        return self.kept[name]
-
-    def all(self) -> dict[str, float]:
-        """-1 becomes a number below a half and +1 one above, anywhere there."""
-        sides = {name: (side + 1) / 4 + self.rng.random() / 2 for name, side in self.kept.items() if side in (-1, 1)}
-        return self.kept | sides
-
-
-def _draw_stone(draw: _Draws, side: int, horizon: float) -> Stone:
+def _draw_stone(rng: np.random.Generator, side: int, horizon: float) -> Stone:
     """A stone left (-1) or right (+1) of the middle, between the horizon and the animal's feet."""
-    which = "left" if side < 0 else "right"
     return Stone(
-        x=0.5 + side * draw.number(f"{which} stone x", 0.22, 0.42),
-        y=draw.number(f"{which} stone y", horizon + 0.10, 0.92),
-        radius=draw.number(f"{which} stone radius", 0.05, 0.09),
+        x=0.5 + side * rng.uniform(0.22, 0.42),
+        y=rng.uniform(horizon + 0.10, 0.92),
+        radius=rng.uniform(0.05, 0.09),
     )
+
+
+def _draw_shade(rng: np.random.Generator) -> float:
+    """From 0 to 0.35 or from 0.65 to 1."""
+    return float(rng.choice((0.0, 0.65)) + rng.uniform(0, 0.35))
+
+
+def _draw_pebbles(rng: np.random.Generator, horizon: float) -> tuple[Stone, ...]:
+    """Small stones all over the ground, smaller towards the horizon: at most one in each cell of a grid of 4 x 2."""
+    places = rng.uniform(0.15, 0.85, (2, 4, 2))
+    lies = rng.random((2, 4)) < 0.5
+    pebbles = []
+    for row, column in np.argwhere(lies).tolist():
+        across, down = places[row, column].tolist()
+        depth = (row + down) / 2  # 0 at the horizon, 1 at the bottom of the frame
+        pebbles.append(Stone((column + across) / 4, horizon + 0.05 + (0.93 - horizon) * depth, 0.034 + 0.026 * depth))
+    return tuple(sorted(pebbles, key=lambda pebble: pebble.y))
 
 
 def _choose(rng: np.random.Generator, choices: tuple):
