@@ -120,6 +120,11 @@ def save_config(config: ModelConfig, folder: Path) -> None:
     write_whole(folder / CONFIG, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
 
 
+def save_merges(merges: list[tuple[str, str]], path: Path) -> None:
+    """Writes a merges.txt."""
+    path.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+
+
 def save_part(module: nn.Module, path: Path) -> None:
     """Writes a network's tensors, all in float16, whole or not at all."""
     state = {name: value.half().contiguous() for name, value in module.state_dict().items()}

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..models.configs import MINIATURE, SD15, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from ..models.tokenizer import WORD_END, ClipTokenizer, save_merges
-from ..weights.folder import MERGES, save_config
+from ..models.tokenizer import WORD_END, ClipTokenizer
+from ..weights.folder import MERGES, save_config, save_merges
 from ..weights.loading import NETWORKS, Model, read_network
 
 TINY = ModelConfig(  # every block of Stable Diffusion 1.5, narrow

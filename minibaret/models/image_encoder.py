@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .configs import ImageEncoderConfig, TextEncoderConfig
 from .layers import Downsample, ResnetBlock
-from .text_encoder import TextEncoder
 
 
 class ImageEncoder(nn.Module):
@@ -48,12 +47,3 @@ class ImageTower(nn.Module):
         """Token embeddings (B, n, width), read off at one position per row → (B, shared width), length 1."""
         chosen = hidden[torch.arange(len(hidden), device=hidden.device), positions]
         return F.normalize(self.text_projection(chosen).float(), dim=-1)
-
-
-class ClipPair(ImageTower):
-    """A text encoder and an image encoder whose outputs for a picture and its caption point the same way."""
-
-    def __init__(self, text: TextEncoderConfig, image: ImageEncoderConfig):
-        super().__init__(text, image)
-        self.text_encoder = TextEncoder(text)
-        self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), as CLIP starts

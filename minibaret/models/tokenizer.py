@@ -6,13 +6,11 @@ merge, the start token, the end token.
 """
 
 import html
-import json
 import textwrap
 import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -45,7 +43,7 @@ class ClipTokenizer:
         self._tokenizer = Tokenizer(
             models.BPE(self.vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
         )
-        _split_like_clip(self._tokenizer)
+        split_like_clip(self._tokenizer)
         # as in CLIP, a text that spells one of the two out means the token
         self._tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (START, END)])
 
@@ -111,23 +109,7 @@ def parse_merges(text: str, size: int | None = None) -> list[tuple[str, str]]:
     return merges
 
 
-def learn_merges(texts: Iterable[str], size: int) -> list[tuple[str, str]]:
-    """BPE merges for the texts, at most `size` of them, the most frequent first."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
-    _split_like_clip(tokenizer)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2 * len(alphabet) + size, initial_alphabet=alphabet, end_of_word_suffix=WORD_END, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]][:size]
-
-
-def save_merges(merges: list[tuple[str, str]], path: Path) -> None:
-    path.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
-
-
-def _split_like_clip(tokenizer: Tokenizer) -> None:
+def split_like_clip(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

@@ -5,7 +5,6 @@ Modules carry diffusers' names; GroupNorm's eps is 1e-6 throughout.
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -139,9 +138,3 @@ class PixelAttention(nn.Module):
         q, k, v = (layer(tokens)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
         tokens = self.to_out[0](F.scaled_dot_product_attention(q, k, v)[:, 0])
         return x + tokens.transpose(1, 2).reshape(x.shape)
-
-
-def sample_latents(mean: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A draw from the latents' distribution, before scaling; needed to train, not to edit."""
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    return mean + noise * (0.5 * logvar).exp()

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...models.configs import MINIATURE
-from ...models.image_encoder import ClipPair, ImageTower
+from ...models.configs import MINIATURE, ImageEncoderConfig, TextEncoderConfig
+from ...models.image_encoder import ImageTower
 from ...models.text_encoder import TextEncoder
 from ...models.tokenizer import ClipTokenizer
 from ...weights.folder import save_part
@@ -27,6 +27,15 @@ from .loop import Stage
 
 SHORT, FULL_ODDS = 20, 0.1  # nine steps of ten read only the first tokens, which hold every caption and some padding
 APART = 0.6  # the least relative distance wanted between the embeddings of captions that differ in one word
+
+
+class ClipPair(ImageTower):
+    """A text encoder and an image encoder whose outputs for a picture and its caption point the same way."""
+
+    def __init__(self, text: TextEncoderConfig, image: ImageEncoderConfig):
+        super().__init__(text, image)
+        self.text_encoder = TextEncoder(text)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07), as CLIP starts
 
 
 class ClipStage(Stage):

@@ -7,10 +7,10 @@ from pathlib import Path
 from ...errors import InputError
 from ...files import write_whole
 from ...models.configs import MINIATURE
-from ...models.tokenizer import learn_merges, save_merges
-from ...weights.folder import CONFIG, MERGES, save_config
+from ...weights.folder import CONFIG, MERGES, save_config, save_merges
 from .data import all_captions, training_pictures
 from .loop import Stage
+from .merges import learn_merges
 
 EARLIER = {"clip": (), "vae": (), "unet": ("vae", "text_encoder")}  # what must be trained before
 LATER = {"clip": ("unet",), "vae": ("unet",), "unet": ()}  # what is of no use after

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...images import to_image
 from ...models.configs import MINIATURE
-from ...models.vae import VAE, sample_latents
+from ...models.vae import VAE
 from ...sheet import columns_sheet
 from ...weights.folder import save_part
 from ...weights.strict import load_part
@@ -57,6 +57,12 @@ class VaeStage(Stage):
 
     def export(self, weights: Path) -> None:
         save_part(self.vae, weights / "vae.safetensors")
+
+
+def sample_latents(mean: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A draw from the latents' distribution, before scaling."""
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return mean + noise * (0.5 * logvar).exp()
 
 
 def grid(pixels: Tensor, columns: int) -> Image.Image:
