@@ -14,7 +14,8 @@ from .errors import InputError
 from .files import check_place, same_place
 from .images import check_writable, write_image
 from .inversion import check_name, load_inversion, unfinished_path
-from .loading import load
+from .kernels import triton_problem
+from .loading import load, parse_device
 from .maps import MapRequest
 from .memory import Savings
 from .methods import METHODS, find, prompt_to_prompt
@@ -102,14 +103,27 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def methods(options: argparse.Namespace) -> None:
-    rows = [("method", "needs", "knob", "tunes", "paper", "")]
+    seconds = _measured(options.steps) if options.measure else {}
+    rows = [("method", "needs", "knob", "tunes", *(["seconds"] if seconds else []), "paper", "")]
     for method in METHODS.values():
         default = getattr(method.knobs(), method.strength) if method.strength else ""
         knob = f"{method.strength.replace('_', '-')} {default}" if method.strength else "–"
-        rows.append((method.name, method.needs(), knob, method.tunes or "–", method.paper, method.summary))
+        took = [f"{seconds[method.name]:.1f}"] if seconds else []
+        rows.append((method.name, method.needs(), knob, method.tunes or "–", *took, method.paper, method.summary))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths)) + "  " + row[-1])
+
+
+def _measured(steps: int) -> dict[str, float]:
+    """Seconds of an edit of a shipped picture by each method, each by itself."""
+    editor, dog, found = load(), weights.MINIATURE_FOLDER / "examples" / "dog.png", {}
+    with ProgressBars() as bars:
+        for name in METHODS:
+            options = {"source_prompt": "a brown dog standing on grass", "steps": steps, "pictures": (), "watch": bars}
+            result = editor.edit(dog, "a brown dog lying down on grass", name, **options)
+            found[name] = sum(result.seconds.values())
+    return found
 
 
 def invert(options: argparse.Namespace) -> None:
@@ -173,8 +187,13 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
+    device = parse_device(options.device) if options.device else None
     for line in weights.inspect(options.path, options.variant, options.tokenizer):
         print(line)
+    if device:
+        problem = triton_problem(device)
+        how = f"PyTorch, since {problem}" if problem else "the Triton kernel where rows share a map, else PyTorch"
+        print(f"attention on {device}: {how}")
 
 
 def _knobs(options: argparse.Namespace) -> dict:

@@ -126,6 +126,9 @@ class Editor:
         latents = self._start(sd, picture, kept)
         if kept.start is None:
             clock.lap("encode")
+        if self.device.type == "cuda":
+            sd.warm_up(latents)
+            clock.lap("warm-up")
         recorders = (collector,) if collector else ()
         job = Job(latents, prompt, source_prompt, kept, BRANCHES if collector else pictures, recorders)
         work = method.edit(sd, job, chosen)

@@ -42,7 +42,11 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_json(found)
     _add_model(found)
 
-    add("methods", "list the methods: what each needs, its knob, what it tunes, its paper")
+    found = add("methods", "list the methods: what each needs, its knob, what it tunes, its paper")
+    found.add_argument(
+        "--measure", action="store_true", help="also edit a shipped picture by each, and say how long it takes here"
+    )
+    found.add_argument("--steps", type=int, default=50, help="of these edits; default %(default)s")
 
     found = add(
         "invert",
@@ -105,6 +109,7 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
         "Print the layout, dtypes and parameters of weights, and whether they would load.",
     )
     found.add_argument("path", type=Path, help="a safetensors file, a Hugging Face folder or a minibaret folder")
+    found.add_argument("--device", help="also say what would compute attention there")
     _add_layout(found)
     return parser
 

@@ -335,3 +335,19 @@ def test_steps_that_do_not_begin_at_noise_are_warned_of(tmp_path, dog, capsys, m
 def test_the_command_is_there_and_says_what_it_can():
     done = subprocess.run([sys.executable, "-m", "minibaret", "--help"], capture_output=True, text=True, check=True)
     assert "edit" in done.stdout and "evaluate" in done.stdout
+
+
+def test_methods_are_timed_where_that_is_asked_for(capsys, monkeypatch):
+    quick = {name: METHODS[name] for name in ("sdedit", "negative-prompt")}
+    monkeypatch.setattr("minibaret.commands.METHODS", quick)
+    assert main(["methods", "--measure", "--steps", "2"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    column = head.index("seconds")
+    assert [line.split()[0] for line in lines] == list(quick)
+    assert all(float(line[column:].split()[0]) > 0 for line in lines)
+
+
+def test_inspect_says_what_computes_attention(capsys):
+    assert main(["inspect", "weights/miniature", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("attention on cpu: PyTorch, since ")
+    assert "device must be auto, cpu" in refused(capsys, "inspect", "weights/miniature", "--device", "tpu")

@@ -241,3 +241,17 @@ def test_rows_that_leave_change_nothing(sd, seed):
     _, everything = drain(sample(sd, branches, Schedule(steps), 2.0, control, wanted=("edit", "a", "b")))
     assert (some["edit"] - everything["edit"]).abs().max() < 1e-4 * everything["edit"].std()
     assert 2 * steps <= fewer <= sd.counts.row_forwards - fewer
+
+
+def test_warming_up_runs_every_layer_with_a_shared_map_and_counts_for_nothing(small, monkeypatch):
+    from minibaret.models import unet as module
+
+    shared, attention = [], module.attention
+    monkeypatch.setattr(
+        module, "attention", lambda q, k, v, takes, *rest: shared.append(takes) or attention(q, k, v, takes, *rest)
+    )
+    small.sd.warm_up(torch.randn(1, 4, 4, 4))
+    layers = small.sd.unet.layers(4, 4)
+    assert len(shared) == sum(layer.kind != "features" for layer in layers)
+    assert all(len({take[:2] for (take,) in takes}) == 1 for takes in shared)
+    assert small.sd.counts.row_forwards == 0
