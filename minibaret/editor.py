@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .control import Row, RowControl, Take
 from .errors import InputError
 from .files import as_path, check_place
 from .images import FITS, Picture, fit_image, read_image
@@ -17,7 +18,7 @@ from .maps import MapCollector, MapRequest, check_request, find_words
 from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, peak_memory, plan
 from .methods import Job, Knobs, Method, find
 from .models.configs import ModelConfig
-from .pipeline import StableDiffusion
+from .pipeline import Counts, StableDiffusion
 from .progress import Clock, outside_inference_mode, run_to_end
 from .result import Result
 from .sampler import Step
@@ -127,7 +128,7 @@ class Editor:
         if kept.start is None:
             clock.lap("encode")
         if self.device.type == "cuda":
-            sd.warm_up(latents)
+            warm_up(sd, latents)
             clock.lap("warm-up")
         recorders = (collector,) if collector else ()
         job = Job(latents, prompt, source_prompt, kept, BRANCHES if collector else pictures, recorders)
@@ -315,6 +316,18 @@ class Editor:
         if max(width, height) > LARGEST_SIDE:
             raise InputError(f"width and height must be at most {LARGEST_SIDE:,} pixels, got {width}×{height}")
         return width, height
+
+
+@torch.no_grad()
+def warm_up(sd: StableDiffusion, latents: Tensor) -> None:
+    """Has a GPU compile and choose what an edit of such latents (1, 4, h, w) will run, which takes seconds the first
+    time: a forward of two rows that share every attention map. It counts for nothing."""
+    rows, take = (Row("edit", True), Row("source", True)), {"edit": Take(q="source", k="source")}
+    layers = [layer for layer in sd.unet.layers(*latents.shape[-2:]) if layer.kind != "features"]
+    counts, sd.counts = sd.counts, Counts()
+    context, control = torch.cat([sd.embed("")] * 2), RowControl(0, rows, dict.fromkeys(layers, take))
+    sd.eps(torch.cat([latents] * 2), 1, context, control)
+    sd.counts = counts
 
 
 def _with_knobs(method: AnyMethod, knobs: dict) -> tuple[Method, dict]:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import tiled_vae
-from .control import Row, RowControl, Take
+from .control import RowControl
 from .errors import InputError
 from .images import to_image, to_pixels
 from .memory import NO_SAVINGS, Savings, trim
@@ -55,18 +55,6 @@ class StableDiffusion:
         if isinstance(self.model, OnDemandModel) and part == "unet":
             self.model.set_dtype("unet", self.savings.unet_dtype or self.model.dtype)
         return getattr(self.model, part)
-
-    @torch.no_grad()
-    def warm_up(self, latents: Tensor) -> None:
-        """Has a GPU compile and choose what an edit of such latents (1, 4, h, w) will run, which takes seconds the
-        first time: a forward of two rows that share every attention map. It counts for nothing."""
-        rows = Row("edit", True), Row("source", True)
-        take = {"edit": Take(q="source", k="source")}
-        layers = [layer for layer in self.unet.layers(*latents.shape[-2:]) if layer.kind != "features"]
-        counts, self.counts = self.counts, Counts()
-        pair = torch.cat([latents, latents])
-        self.eps(pair, 1, torch.cat([self.embed(""), self.embed("")]), RowControl(0, rows, dict.fromkeys(layers, take)))
-        self.counts = counts
 
     @torch.no_grad()
     def embed(self, prompt: str) -> Tensor:

@@ -244,13 +244,14 @@ def test_rows_that_leave_change_nothing(sd, seed):
 
 
 def test_warming_up_runs_every_layer_with_a_shared_map_and_counts_for_nothing(small, monkeypatch):
+    from minibaret.editor import warm_up
     from minibaret.models import unet as module
 
     shared, attention = [], module.attention
     monkeypatch.setattr(
         module, "attention", lambda q, k, v, takes, *rest: shared.append(takes) or attention(q, k, v, takes, *rest)
     )
-    small.sd.warm_up(torch.randn(1, 4, 4, 4))
+    warm_up(small.sd, torch.randn(1, 4, 4, 4))
     layers = small.sd.unet.layers(4, 4)
     assert len(shared) == sum(layer.kind != "features" for layer in layers)
     assert all(len({take[:2] for (take,) in takes}) == 1 for takes in shared)
