@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import warnings
 from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
@@ -127,7 +128,7 @@ class Editor:
         latents = self._start(sd, picture, kept)
         if kept.start is None:
             clock.lap("encode")
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" or "forward" in vars(sd.unet):  # or compiled, by `load`
             warm_up(sd, latents)
             clock.lap("warm-up")
         recorders = (collector,) if collector else ()
@@ -320,13 +321,21 @@ class Editor:
 
 @torch.no_grad()
 def warm_up(sd: StableDiffusion, latents: Tensor) -> None:
-    """Has a GPU compile and choose what an edit of such latents (1, 4, h, w) will run, which takes seconds the first
-    time: a forward of two rows that share every attention map. It counts for nothing."""
+    """Compiles and chooses what an edit of such latents (1, 4, h, w) will run, which takes seconds or minutes the first
+    time: a forward of two rows that share every attention map. It counts for nothing. Where torch.compile cannot do it,
+    a warning says so, and the UNet runs as it is."""
     rows, take = (Row("edit", True), Row("source", True)), {"edit": Take(q="source", k="source")}
     layers = [layer for layer in sd.unet.layers(*latents.shape[-2:]) if layer.kind != "features"]
     counts, sd.counts = sd.counts, Counts()
     context, control = torch.cat([sd.embed("")] * 2), RowControl(0, rows, dict.fromkeys(layers, take))
-    sd.eps(torch.cat([latents] * 2), 1, context, control)
+    try:
+        sd.eps(torch.cat([latents] * 2), 1, context, control)
+    except Exception as error:  # whatever torch.compile's backends raise
+        if "forward" not in vars(sd.unet):
+            raise
+        del sd.unet.forward
+        said = str(error).strip().partition("\n")[0][:200]
+        warnings.warn(f"the UNet runs uncompiled, since torch.compile failed: {said}", stacklevel=2)
     sd.counts = counts
 
 

@@ -33,7 +33,8 @@ def load(
     float32), "float32", "float16" or "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or
     "non_ema"; tokenizer: a file, or a folder with one, where the weights have none; memory_limit: what an edit may
     take, such as "4G", or bytes; savings: ways to need less memory that are taken in any case; compile: compile the
-    UNet with torch.compile, which takes minutes before the first steps. Raises InputError where something is not what
+    UNet with torch.compile, which takes minutes before the first steps; where that fails, a warning says why and the
+    edit goes on without. Raises InputError where something is not what
     it should be.
     """
     torch_device = parse_device(device)
@@ -60,7 +61,7 @@ def load(
     with torch.inference_mode(False):  # a caller's would make weights of a kind that no gradient passes
         model = read(folder, torch_device, torch_dtype, variant, tokenizer_path)
     if compile:
-        model.unet.compile(dynamic=False)
+        model.unet.forward = torch.compile(model.unet.forward, dynamic=False)
     check_defaults(model.config)
     return Editor(model, savings, limit, dtype_is_fixed)
 

@@ -243,6 +243,17 @@ def test_rows_that_leave_change_nothing(sd, seed):
     assert 2 * steps <= fewer <= sd.counts.row_forwards - fewer
 
 
+def test_a_unet_that_cannot_be_compiled_runs_as_it_is(small, picture):
+    def broken(*_):
+        raise RuntimeError("no such backend")
+
+    plain = small.edit(picture, "a cat", "sdedit", steps=2)
+    small.model.unet.forward = broken
+    with pytest.warns(UserWarning, match="runs uncompiled, since torch.compile failed: .*no such backend"):
+        again = small.edit(picture, "a cat", "sdedit", steps=2)
+    assert torch.equal(again.latents["edit"], plain.latents["edit"]) and "warm-up" in again.seconds
+
+
 def test_warming_up_runs_every_layer_with_a_shared_map_and_counts_for_nothing(small, monkeypatch):
     from minibaret.editor import warm_up
     from minibaret.models import unet as module
