@@ -15,7 +15,7 @@ from .files import check_place, same_place
 from .images import check_writable, write_image
 from .inversion import check_name, load_inversion, unfinished_path
 from .kernels import triton_problem
-from .loading import load, parse_device
+from .loading import check_defaults, load, parse_device
 from .maps import MapRequest
 from .memory import Savings
 from .methods import METHODS, find, prompt_to_prompt
@@ -25,6 +25,7 @@ from .options import PROG, chosen_knobs
 from .progress import ProgressBars, run_to_end
 from .result import Result
 from .sampler import Schedule
+from .weights.folder import CONFIG, read_config
 
 MOST_COLUMNS = 5  # pictures side by side on a sheet
 
@@ -188,6 +189,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     device = parse_device(options.device) if options.device else None
+    if (options.path / CONFIG).is_file():
+        check_defaults(read_config(options.path))
     for line in weights.inspect(options.path, options.variant, options.tokenizer):
         print(line)
     if device:

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import os
 
@@ -12,6 +13,7 @@ from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import Scene
 from minibaret.models.configs import UNetConfig
 from minibaret.models.unet import UNet
+from minibaret.weights import Model
 
 TINY = UNetConfig(channels=(16, 32), attention=(True, False), layers_per_block=1, heads=2, context_width=24, groups=8)
 SMALL = dataclasses.replace(TINY, context_width=128)  # reads the miniature's text
@@ -51,12 +53,24 @@ def editor() -> minibaret.Editor:
     return minibaret.load(device="cpu")
 
 
+@pytest.fixture(scope="session")
+def louder(editor) -> Model:
+    """The miniature whose embeddings are ten times as large, as Stable Diffusion's: its UNet was trained on a tenth,
+    which others, of random weights, would hardly hear."""
+    text_encoder = copy.deepcopy(editor.model.text_encoder)
+    for value in text_encoder.final_layer_norm.parameters():
+        value.mul_(10)
+    defaults = {"guidance": 2.0, "baret": {"learning_rate": 1e-2, "inversion_prompt": "null"}}
+    config = dataclasses.replace(editor.config, defaults=defaults)
+    return dataclasses.replace(editor.model, text_encoder=text_encoder, config=config)
+
+
 @pytest.fixture
-def small(editor) -> minibaret.Editor:
+def small(louder) -> minibaret.Editor:
     """The miniature with a UNet of random weights that takes a hundredth of the time, on pictures of 32×32."""
-    config = dataclasses.replace(editor.config, unet=SMALL, image_size=32)
+    config = dataclasses.replace(louder.config, unet=SMALL, image_size=32)
     unet = UNet(SMALL).requires_grad_(False).eval()
-    return minibaret.Editor(dataclasses.replace(editor.model, config=config, unet=unet))
+    return minibaret.Editor(dataclasses.replace(louder, config=config, unet=unet))
 
 
 @pytest.fixture

@@ -27,16 +27,16 @@ GUIDANCE, STEPS, SIDE = 3.0, 5, 16  # of latents: one of 256 tokens at the fines
 
 
 @pytest.fixture(scope="module")
-def networks(editor):
+def networks(louder):
     """The same weights, as a StableDiffusion of ours that reads with the miniature's text encoder, and diffusers'."""
-    config = dataclasses.replace(editor.config, unet=dataclasses.replace(TINY.unet, context_width=128))
+    config = dataclasses.replace(louder.config, unet=dataclasses.replace(TINY.unet, context_width=128))
     weights = random_weights(dataclasses.replace(TINY, unet=config.unet))["unet"]
     for name, value in weights.items():
         if name.endswith("attn2.to_k.weight"):
             value.mul_(4)  # so that words have places in the picture
     unet = UNet(config.unet)
     unet.load_state_dict(weights)
-    model = dataclasses.replace(editor.model, config=config, unet=unet.requires_grad_(False).eval())
+    model = dataclasses.replace(louder, config=config, unet=unet.requires_grad_(False).eval())
     return StableDiffusion(model), eager.build_unet(config.unet, weights)
 
 
@@ -249,7 +249,8 @@ def test_null_text(networks, picture_latents, within):
     tuned = eager.null_text(unet, trajectory, null, source, STEPS, GUIDANCE, 3, 1e-5, 2e-5)
     nulls, replay = [e for e, _ in tuned], [z for _, z in tuned]
     kept = job.kept.items("null embeddings")
-    within("null-text: the embeddings", error(torch.cat([e for e, *_ in kept]), torch.cat(nulls)), LIMIT)
+    # Adam makes a whole step of a gradient whose sign is rounding's: what counts is where the embeddings lead
+    within("null-text: the embeddings", error(torch.cat([e for e, *_ in kept]), torch.cat(nulls)), 10 * LIMIT)
     within("null-text: where they lead", error(torch.cat([z for _, z, _ in kept]), torch.cat(replay)), LIMIT)
     assert error(null, nulls[0]) > 100 * LIMIT
 

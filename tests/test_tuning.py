@@ -232,4 +232,5 @@ def test_small_losses_have_a_gradient_in_float16(editor):
             sd, tuned = editor.sd.with_unet(copy.deepcopy(editor.model.unet).to(dtype)), []
             next(tune(sd, tuned, [latents, goal, latents], target, null, schedule, 7.5, **once))
             assert tuned[0].losses[0] < 2e-5
-    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.97
+    # 0.92, what float16's own rounding leaves at so small a difference; of the mean's gradient 0.10
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.85
