@@ -52,14 +52,12 @@ class Editor:
         self.sd = StableDiffusion(model, savings)  # to embed, encode and decode with
 
     def settings(self, method: AnyMethod = "baret", preset: str | None = None, **changes) -> Knobs:
-        """A method's knobs with values: its defaults, overridden by the model's own (unless preset is "paper"), then by
-        the changes. `edit` takes them in a method's place. Raises InputError for a knob that the method does not have,
-        or a value that it cannot have."""
+        """A method's knobs with values: its defaults, overridden by the model's own (unless preset is "paper"), by the
+        preset's, then by the changes. `edit` takes them in a method's place. Raises InputError for a knob that the
+        method does not have, or a value that it cannot have."""
         method, changes = _with_knobs(method, changes)
-        if preset not in (None, "paper"):
-            raise InputError(f"preset must be paper, got {preset!r}")
-        values = {} if preset else defaults_of(self.config, method)
-        return method.knobs_from({**values, **changes})
+        values = {} if preset == "paper" else defaults_of(self.config, method)
+        return method.knobs_from({**values, **method.preset(preset), **changes})
 
     def edit(
         self,
@@ -100,7 +98,8 @@ class Editor:
         "crop", "pad" or "stretch", the first if None; pictures: branches whose pictures are wanted beside the edit's,
         such as "transition", or "all"; maps: attention maps to keep. inversion: an earlier one of the same picture,
         model and knobs, whose work is not done again; size, fit and knobs that are not given are then the inversion's.
-        preset: "paper" for the method's own values, whatever the model's config says. knobs: the method's, by name.
+        preset: "paper" for the paper's values, whatever the model's config says; "fast" for fewer steps. knobs: the
+        method's, by name.
 
         A step's latents are the run's own; what is written to them changes it. Raises InputError, when the first step
         is asked for, for a picture that cannot be read, a prompt that is empty or too long, or anything that does not

@@ -36,7 +36,7 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_picture(found, "compare.png")
     found.add_argument("--source-prompt", metavar="PROMPT", help="what the picture shows; some methods need it")
     found.add_argument("--methods", metavar="A,B,…", help="default: all that `minibaret methods` lists")
-    found.add_argument("--preset", choices=("paper",), help="the papers' values, whatever the model's config says")
+    _add_preset(found)
     found.add_argument("--steps", type=int, help="DDIM steps")
     found.add_argument("--guidance", type=float, help="of classifier-free guidance")
     _add_json(found)
@@ -70,7 +70,7 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     found.add_argument("--source-prompt", metavar="PROMPT", help="the prompt that it should be an edit of")
     found.add_argument("--seed", type=int, default=0, help="of the noise; default %(default)s")
     _add_output(found, "generated.png")
-    found.add_argument("--preset", choices=("paper",), help="the paper's values, whatever the model's config says")
+    _add_preset(found)
     if full:
         _add_knobs(found.add_argument_group("knobs"), "prompt-to-prompt")
     _add_json(found)
@@ -166,9 +166,14 @@ def _add_method(command: argparse.ArgumentParser, full: bool, source: bool = Tru
     group.add_argument("--method", default="baret", help="one that `minibaret methods` lists; default %(default)s")
     if source:
         group.add_argument("--source-prompt", metavar="PROMPT", help="what the picture shows; some methods need it")
-    group.add_argument("--preset", choices=("paper",), help="the paper's values, whatever the model's config says")
+    _add_preset(group)
     if full:
         _add_knobs(group)
+
+
+def _add_preset(group) -> None:
+    text = "paper: the paper's values, whatever the model's config says; fast: fewer steps, to try many prompts"
+    group.add_argument("--preset", choices=("paper", "fast"), help=text)
 
 
 def _add_knobs(group, method: str | None = None) -> None:

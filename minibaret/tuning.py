@@ -28,6 +28,26 @@ class Tuned(NamedTuple):
         return len(self.losses) - 1
 
 
+Solver = Callable[[Tensor, int], Callable[[], object]]
+"""Of the embedding, at time step i: what moves it, in place, each time that its gradient has been found."""
+
+
+def signs(length: float) -> Solver:
+    """Steps of one length along the gradient's signs, as the first of Adam's are. The length is a part of the
+    embedding's own size (root mean square), so it is the same for every model, where Adam's learning rate is not."""
+
+    @torch.no_grad()
+    def move(embedding: Tensor) -> None:
+        embedding.sub_(length * embedding.square().mean().sqrt() * embedding.grad.sign())
+
+    return lambda embedding, index: lambda: move(embedding)
+
+
+def adam(learning_rate: Callable[[int], float]) -> Solver:
+    """Adam, begun anew at each time step, as in the papers. learning_rate: at time step i."""
+    return lambda embedding, index: torch.optim.Adam([embedding], lr=learning_rate(index)).step
+
+
 def tune(
     sd: StableDiffusion,
     tuned: list[Tuned],
@@ -37,20 +57,21 @@ def tune(
     schedule: Schedule,
     guidance: float,
     *,
+    solver: Solver,
     inner_steps: int,
-    learning_rate: Callable[[int], float],
     threshold: Callable[[int], float],
     unconditional: bool = False,
     stage: str = "tuning",
 ) -> Iterator[Step]:
     """Extends `tuned` by one entry for each time step that it lacks, the noisiest first.
 
-    trajectory: z*[0] … z*[T]. embedding: to begin with, (1, 77, width); each time step goes on from the one before,
-    with Adam begun anew. fixed: the other embedding, whose noise is predicted once a step and used again. threshold:
-    the loss, at time step i, below which its tuning ends. unconditional: tune what guidance leads away from (null-text
-    inversion, which takes the step that found the loss low enough), not the prompt (target-text inversion, which does
-    not). Weights are left alone: only the embedding has a gradient, and is float32 whatever the networks' dtype. Raises
-    InputError where the loss is not finite.
+    trajectory: z*[0] … z*[T]. embedding: to begin with, (1, 77, width); each time step goes on from the one before.
+    fixed: the other embedding, whose noise is predicted once a step and used again. solver: `signs` or `adam`, which
+    moves the embedding inner_steps times at each time step, at most. threshold: the loss, at time step i, below which
+    its tuning ends. unconditional: tune what guidance leads away from (null-text inversion, which takes the step that
+    found the loss low enough), not the prompt (target-text inversion, which does not). Weights are left alone: only the
+    embedding has a gradient, and is float32 whatever the networks' dtype. Raises InputError where the loss is not
+    finite.
     """
     latents = tuned[-1].latents if tuned else trajectory[-1]
     embedding = tuned[-1].embedding if tuned else embedding.float()
@@ -65,7 +86,7 @@ def tune(
             return schedule.step(latents, guide(*pair, guidance), timestep)
 
         embedding = embedding.detach().clone().requires_grad_()
-        adam = torch.optim.Adam([embedding], lr=learning_rate(index))
+        move = solver(embedding, index)
         losses: list[float] = []
         while True:
             last = len(losses) == inner_steps
@@ -85,7 +106,7 @@ def tune(
             scale = 2.0 ** -round(math.log2(max(losses[-1], 1e-30)) / 2)
             embedding.grad = torch.autograd.grad(error * scale, embedding)[0] / (scale * goal.numel())
             sd.counts.gradient_passes += 1
-            adam.step()
+            move()
             if met:
                 with torch.no_grad():
                     moved = arrive(embedding)

@@ -4,7 +4,7 @@ import torch
 
 from minibaret.pipeline import Counts
 from minibaret.sampler import Schedule
-from minibaret.tuning import tune
+from minibaret.tuning import adam, tune
 
 
 class HalfNetwork:
@@ -32,7 +32,7 @@ def test_a_small_loss_still_moves_every_number_of_the_embedding():
         list(
             tune(
                 network, tuned, [goal, latents], embedding, fixed, schedule, 7.5,
-                inner_steps=1, learning_rate=lambda i: 1e-3, threshold=lambda i: 0.0,
+                inner_steps=1, solver=adam(lambda i: 1e-3), threshold=lambda i: 0.0,
             )
         )  # fmt: skip
         alpha_from, alpha_to = schedule.alphas(timestep)

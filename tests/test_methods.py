@@ -11,7 +11,7 @@ import minibaret
 from minibaret import METHODS, InputError
 from minibaret.methods import Job, Knobs, Method
 from minibaret.methods.baret import BaretKnobs
-from minibaret.methods.common import WANTED, fits, knob, trajectory
+from minibaret.methods.common import FAST, WANTED, fits, knob, trajectory
 from minibaret.sampler import Branch, sample
 
 # Knobs
@@ -101,20 +101,21 @@ def test_knobs_are_the_methods_then_the_configs_then_the_callers(small):
     assert editor.settings() == BaretKnobs(guidance=2.0, self_steps=0.9, transition=(0.6, 0.2))
     assert editor.settings(steps=7, guidance=1.0) == dataclasses.replace(editor.settings(), steps=7, guidance=1.0)
     assert editor.settings(echo) == Knobs(guidance=2.0)
-    assert editor.settings(preset="paper") == BaretKnobs()
-    assert editor.settings(preset="paper", steps=7) == BaretKnobs(steps=7)
-    with pytest.raises(InputError, match="preset must be paper, got 'papre'"):
+    assert editor.settings(preset="paper") == BaretKnobs(solver="adam", inner_steps=5)
+    assert editor.settings(preset="fast") == dataclasses.replace(editor.settings(), **FAST)
+    assert editor.settings(preset="paper", steps=7) == BaretKnobs(steps=7, solver="adam", inner_steps=5)
+    with pytest.raises(InputError, match="a preset must be one of paper, fast, got 'papre'"):
         editor.settings(preset="papre")
 
 
 def test_a_preset_holds_for_an_edit(small, picture):
     assert small.settings() != small.settings(preset="paper")  # the miniature's
     result = small.edit(picture, PROMPT, preset="paper", steps=2, inner_steps=0)
-    assert result.knobs == BaretKnobs(steps=2, inner_steps=0)
+    assert result.knobs == BaretKnobs(steps=2, solver="adam", inner_steps=0)
 
 
 def test_a_knob_that_the_method_does_not_have(small, picture, calls):
-    said = r"baret has no seed; what it has: steps, guidance, transition, rigid, self-steps, cross-steps, "
+    said = r"baret has no seed; what it has: steps, guidance, solver, inner-steps, step-length, "
     with pytest.raises(InputError, match=said):
         small.edit(picture, PROMPT, seed=1)
     with pytest.raises(InputError, match="echo has no cross-steps; what it has: steps, guidance"):

@@ -340,8 +340,9 @@ def test_null_text_tunes_as_published(small, monkeypatch):
     asked = {}
     monkeypatch.setattr(null_text, "tune", lambda *_, **keywords: asked.update(keywords) or iter(()))
     job = Job(torch.zeros(1, 4, 4, 4), PROMPT, SOURCE)
-    run_to_end(null_text.invert(small.sd, job, METHODS["null-text"].knobs(steps=2)))
-    assert [asked["learning_rate"](i) for i in (0, 10, 49)] == pytest.approx([1e-2, 9e-3, 5.1e-3])
-    assert asked["learning_rate"](150) == 0  # Adam refuses what is below
+    run_to_end(null_text.invert(small.sd, job, small.settings("null-text", "paper", steps=2)))
+    embedding = torch.zeros(1, requires_grad=True)
+    rates = [asked["solver"](embedding, i).__self__.param_groups[0]["lr"] for i in (0, 10, 49, 150)]
+    assert rates == pytest.approx([1e-2, 9e-3, 5.1e-3, 0])  # Adam refuses what is below 0
     assert [asked["threshold"](i) for i in (0, 10)] == pytest.approx([1e-5, 2.1e-4])
     assert asked["inner_steps"] == 10 and asked["unconditional"]

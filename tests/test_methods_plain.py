@@ -22,7 +22,7 @@ SOURCE, TARGET = "a dog", "a cab, dog"
 STEPS, GUIDANCE = 6, 5.0
 PLAIN = ("encode-decode", "sdedit", "diffedit", "prompt-tuning", "sine", "imagic")
 SHORT = {  # of the methods that tune; rates at which the few steps tell
-    "prompt-tuning": {"inner_steps": 2, "learning_rate": 1e-2, "eta": 0.6},
+    "prompt-tuning": {"solver": "adam", "inner_steps": 2, "learning_rate": 1e-2, "eta": 0.6},
     "sine": {"tuning_steps": 3, "learning_rate": 1e-4},
     "imagic": {"embedding_steps": 3, "embedding_rate": 1e-2, "unet_steps": 3, "unet_rate": 1e-4},
 }

@@ -15,10 +15,10 @@ from minibaret.methods import METHODS, Job
 from minibaret.methods.baret import BaretKnobs
 from minibaret.pipeline import StableDiffusion
 from minibaret.sampler import Branch, Schedule, invert, sample
-from minibaret.tuning import Tuned, tune
+from minibaret.tuning import Tuned, adam, signs, tune
 
 STEPS = 4
-FIRM = {"inner_steps": 2, "learning_rate": lambda i: 1e-2, "threshold": lambda i: 0.0}
+FIRM = {"inner_steps": 2, "solver": adam(lambda i: 1e-2), "threshold": lambda i: 0.0}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def run(sd, trajectory, target, null, **changes) -> list[Tuned]:
 def test_target_text_inversion_is_the_published_loop(sd, within):
     """Algorithm 1; one step meets its threshold on the way, one at once, two never."""
     start, threshold = begin(sd), [0.21, 0.0, 1e9, 0.0].__getitem__
-    found = run(sd, *start, inner_steps=3, learning_rate=lambda i: 3e-2, threshold=threshold)
+    found = run(sd, *start, inner_steps=3, solver=adam(lambda i: 3e-2), threshold=threshold)
     wanted = published.target_text_inversion(sd.unet, *start, 3.0, 3, 3e-2, threshold)
     assert [step.iterations for step in found] == [2, 3, 0, 3]
     within("target-text inversion against the plain loop", error(found, wanted), 1e-4)
@@ -55,13 +55,32 @@ def test_target_text_inversion_is_the_published_loop(sd, within):
 def test_null_text_inversion_is_the_published_loop(sd, within):
     """The empty embedding is tuned; a step whose loss, found before it, is low enough is the last one taken."""
     trajectory, prompt, null = begin(sd)
-    how = {"learning_rate": lambda i: 3e-2 * (1 - i / 100), "threshold": [0.21, 0.0, 1e9, 0.0].__getitem__}
-    found = run(sd, trajectory, null, prompt, unconditional=True, inner_steps=4, **how)
-    wanted = published.null_text_inversion(sd.unet, trajectory, prompt, null, 3.0, 4, *how.values())
+    rate, threshold = lambda i: 3e-2 * (1 - i / 100), [0.21, 0.0, 1e9, 0.0].__getitem__
+    how = {"unconditional": True, "inner_steps": 4, "threshold": threshold}
+    found = run(sd, trajectory, null, prompt, **how, solver=adam(rate))
+    wanted = published.null_text_inversion(sd.unet, trajectory, prompt, null, 3.0, 4, rate, threshold)
     assert [step.iterations for step in found] == [taken for *_, taken in wanted] == [3, 4, 1, 4]
     within("null-text inversion against the plain loop", error(found, wanted), 1e-4)
     for (_, latents, losses), goal in zip(found, trajectory[-2::-1]):
         assert losses[-1].item() == pytest.approx((latents - goal).square().mean().item(), rel=1e-4)
+
+
+def test_signs_are_steps_of_one_length(sd, within):
+    """A twentieth of the embedding's size, along the signs of the mean squared error's gradient."""
+    trajectory, target, null = begin(sd)
+    found, e, z = run(sd, trajectory, target, null, inner_steps=1, solver=signs(0.05)), target, trajectory[-1]
+
+    def arrive(e: torch.Tensor, z: torch.Tensor, t: int) -> torch.Tensor:
+        null_noise, noise = (published.predict(sd.unet, z, t, context) for context in (null, e))
+        return published.ddim(z, null_noise + 3.0 * (noise - null_noise), t, t - 1000 // STEPS)
+
+    for index, t in enumerate(published.timesteps(STEPS)):
+        e = e.detach().requires_grad_()
+        gradient = torch.autograd.grad((arrive(e, z, t) - trajectory[-2 - index]).square().mean(), e)[0]
+        e = e.detach() - 0.05 * (e.detach() ** 2).mean().sqrt() * gradient.sign()
+        z = arrive(e, z, t)
+        within("signs: embedding", (found[index].embedding - e).norm() / e.norm(), 1e-4)
+        within("signs: latents", (found[index].latents - z).norm() / z.norm(), 1e-4)
 
 
 def error(found, wanted) -> float:
@@ -87,7 +106,7 @@ def test_the_gradient_reaches_the_embedding_and_no_weight(sd, unconditional):
 def test_tuning_lowers_the_loss_and_stays_near_the_trajectory(sd, unconditional):
     trajectory, target, null = begin(sd)
     pair = (null, target) if unconditional else (target, null)
-    more = {"unconditional": unconditional, "learning_rate": lambda i: 3e-2}
+    more = {"unconditional": unconditional, "solver": adam(lambda i: 3e-2)}
     tuned, untuned = (run(sd, trajectory, *pair, inner_steps=count, **more) for count in (20, 0))
     assert all(step.losses[-1] < step.losses[0] for step in tuned)
     far, farther = ((steps[-1].latents - trajectory[0]).square().mean() for steps in (tuned, untuned))
@@ -204,7 +223,7 @@ def test_half_precision_tunes_the_same_embedding_in_float32(sd, dtype):
     whose gradient is nothing in float16 unless it is scaled."""
     trajectory, target, null = begin(sd)
     near = [0.999 * latents + 0.001 * trajectory[0] for latents in trajectory]
-    paper = {"inner_steps": 5, "learning_rate": lambda i: 1e-3}
+    paper = {"inner_steps": 5, "solver": adam(lambda i: 1e-3)}
     whole = run(sd, near, target, null, **paper)
     sd.unet.to(dtype)
     half = run(sd, near, target, null, **paper)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..memory import forget_peak, peak_memory
 from ..pipeline import StableDiffusion
 from ..sampler import Schedule, guide
-from ..tuning import tune
+from ..tuning import adam, tune
 from ..weights.loading import Model
 from . import common
 from .diffusers_models import DiffusersUNet, import_diffusers
@@ -78,7 +78,7 @@ def iterations(way: str, model: Model, theirs: DiffusersUNet | None, side: int) 
         if way == SHIPPED:
             loop = tune(
                 StableDiffusion(model), [], trajectory, prompt, null, schedule, GUIDANCE,
-                inner_steps=1, learning_rate=lambda i: 1e-3, threshold=lambda i: 0.0,
+                inner_steps=1, solver=adam(lambda i: 1e-3), threshold=lambda i: 0.0,
             )  # fmt: skip
         else:
             loop = tune_null(theirs, trajectory, prompt, null, schedule, both_rows=way == BOTH)

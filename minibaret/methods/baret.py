@@ -19,22 +19,17 @@ from ..control import Layer, Take
 from ..pipeline import StableDiffusion
 from ..sampler import Branch, Step, sample
 from ..tuning import Tuned, tune
-from .common import Found, Job, Knobs, Method, interpolate, knob, said, trajectory
+from .common import Found, Job, Method, TuningKnobs, interpolate, knob, said, trajectory
 
 
 @dataclass(frozen=True)
-class BaretKnobs(Knobs):
+class BaretKnobs(TuningKnobs):
     transition: tuple[float, float] = knob((0.8, 0.1), "fractions", "η, the weight of the tuned embedding: first:last")
     rigid: bool = knob(False, "flag", "η = 1, for edits of style, background or object")
     self_steps: float = knob(0.3, "fraction", "τ_s: part of the steps, the first, with the reconstruction's self maps")
     cross_steps: float = knob(0.6, "fraction", "τ_c: part of the steps, the first, with the transition's cross maps")
     rows: str = knob("cond", ("cond", "both"), "guidance rows that take maps", "ours")
     inversion_prompt: str = knob("target", ("target", "null"), "prompt of the DDIM inversion", "ours")
-    inner_steps: int = knob(5, "count", "Adam steps at each time step, at most")
-    learning_rate: float = knob(1e-3, "positive", "of target-text inversion")
-    tolerance: tuple[float, float] = knob(
-        (1e-5, 2e-5), "pair", "loss that ends the tuning of a time step: of the first, and its rise per step", "ours"
-    )
 
 
 def invert(sd: StableDiffusion, job: Job, knobs: BaretKnobs) -> Generator[Step, None, tuple[Tensor, list[Tuned]]]:
@@ -43,15 +38,9 @@ def invert(sd: StableDiffusion, job: Job, knobs: BaretKnobs) -> Generator[Step, 
     target, null = sd.embed(job.prompt), sd.embed("")
     prompt = job.prompt if knobs.inversion_prompt == "target" else ""
     latents = yield from trajectory(sd, job, prompt, knobs)
-    names = ("steps", "inversion_prompt", "guidance", "inner_steps", "learning_rate", "tolerance")
-    recipe = {"prompt": said(sd, job.prompt), **{name: getattr(knobs, name) for name in names}}
+    recipe = {"prompt": said(sd, job.prompt), "inversion_prompt": knobs.inversion_prompt, **knobs.recipe()}
     tuned = job.kept.find("target embeddings", recipe, Tuned, (target.shape, job.latents.shape))
-    first, rise = knobs.tolerance
-    yield from tune(
-        sd, tuned, latents, target, null, knobs.schedule, knobs.guidance,
-        inner_steps=knobs.inner_steps, learning_rate=lambda i: knobs.learning_rate,
-        threshold=lambda i: first + i * rise, stage="target-text inversion",
-    )  # fmt: skip
+    yield from tune(sd, tuned, latents, target, null, **knobs.tuning(), stage="target-text inversion")
     return latents[-1], tuned
 
 
@@ -94,4 +83,5 @@ METHOD = Method(
     tunes="target embedding",
     keeps="target embeddings",
     rows=6,
+    paper_values={"solver": "adam", "inner_steps": 5},
 )

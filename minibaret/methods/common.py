@@ -1,7 +1,7 @@
 """What every method is made of: its knobs, what it is asked for, what it says of itself."""
 
 import math
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..inversion import Inversion
 from ..pipeline import StableDiffusion
 from ..sampler import Branch, Schedule, Step, invert, sample
+from ..tuning import adam, signs
 
 WANTED = {  # by kind of knob: what its value must be, in words
     "steps": "a whole number from 1 to 999",
@@ -25,6 +26,10 @@ WANTED = {  # by kind of knob: what its value must be, in words
     "word": "a word",
     "weights": "words and numbers, such as hat=2",
 }
+
+
+PRESETS = ("paper", "fast")
+FAST = {"steps": 20}
 
 
 def knob(default, kind: str | tuple[str, ...], help: str, source: str = ""):
@@ -54,6 +59,37 @@ class Knobs:
     def first(self, fraction: float) -> int:
         """How many steps are the first `fraction` of all: step i is among them where i < fraction · steps."""
         return math.ceil(fraction * self.steps - 1e-9)
+
+
+@dataclass(frozen=True)
+class TuningKnobs(Knobs):
+    """Of a method that tunes an embedding at each time step."""
+
+    solver: str = knob("signs", ("signs", "adam"), "of the tuning: the gradient's signs, or Adam", "ours")
+    inner_steps: int = knob(1, "count", "gradient steps at each time step, at most", "ours")
+    step_length: float = knob(0.04, "positive", "of signs, as a part of the embedding's size", "ours")
+    learning_rate: float = knob(1e-3, "positive", "of Adam")
+    tolerance: tuple[float, float] = knob(
+        (1e-5, 2e-5), "pair", "loss that ends the tuning of a time step: of the first, and its rise per step"
+    )
+
+    def tuning(self, decay: float = 0.0) -> dict:
+        """As `tune` takes it. decay: of Adam's learning rate, per time step."""
+        first, rise = self.tolerance
+        return {
+            "schedule": self.schedule,
+            "guidance": self.guidance,
+            "solver": signs(self.step_length)
+            if self.solver == "signs"
+            else adam(lambda i: self.learning_rate * max(1 - decay * i, 0)),
+            "inner_steps": self.inner_steps,
+            "threshold": lambda i: first + i * rise,
+        }
+
+    def recipe(self) -> dict:
+        """What the tuned embeddings depend on, beside prompts and trajectory."""
+        names = [entry.name for entry in fields(TuningKnobs)]
+        return {name: getattr(self, name) for name in names}
 
 
 def fits(kind: str | tuple[str, ...], value) -> bool:
@@ -122,11 +158,19 @@ class Method:
     keeps: str = ""  # the list of what it tunes in an `Inversion`
     copies: tuple[str, ...] = ()  # the networks that it tunes copies of
     rows: int = 4  # of the UNet's largest batch
+    paper_values: Mapping[str, object] = field(default_factory=dict)  # of knobs whose defaults are not the paper's
 
     def needs(self) -> str:
         """In words, beside picture and prompt."""
         seed = any(entry.name == "seed" for entry in fields(self.knobs))
         return ", ".join(["source prompt"] * self.needs_source + ["seed"] * seed) or "–"
+
+    def preset(self, name: str | None) -> Mapping[str, object]:
+        """What the preset of that name changes. Raises InputError for another name."""
+        presets = {None: {}, "paper": self.paper_values, "fast": FAST}
+        if name not in presets:
+            raise InputError(f"a preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        return presets[name]
 
     def knobs_from(self, values: dict) -> Knobs:
         """Raises InputError for a knob that the method does not have."""

@@ -9,32 +9,23 @@ from torch import Tensor
 from ..pipeline import StableDiffusion
 from ..sampler import Branch, Step
 from ..tuning import Tuned, tune
-from .common import Found, Job, Method, edit_beside, invert_source, knob, said
+from .common import Found, Job, Method, TuningKnobs, edit_beside, invert_source, knob, said
 from .prompt_to_prompt import WordKnobs, controllers
 
 
 @dataclass(frozen=True)
-class NullTextKnobs(WordKnobs):
-    inner_steps: int = knob(10, "count", "Adam steps at each time step, at most")
-    learning_rate: float = knob(1e-2, "positive", "at time step i: this times 1 − i/100")
-    tolerance: tuple[float, float] = knob(
-        (1e-5, 2e-5), "pair", "loss that ends the tuning of a time step: of the first, and its rise per step"
-    )
+class NullTextKnobs(TuningKnobs, WordKnobs):
+    learning_rate: float = knob(1e-2, "positive", "of Adam; at time step i this times 1 − i/100")
 
 
 def invert(sd: StableDiffusion, job: Job, knobs: NullTextKnobs) -> Generator[Step, None, tuple[Tensor, list[Tuned]]]:
     """z*[T], and the tuned embeddings with the latents where they lead, noisiest first."""
     latents = yield from invert_source(sd, job, knobs)
     null, source = sd.embed(""), sd.embed(job.source)
-    names = ("steps", "guidance", "inner_steps", "learning_rate", "tolerance")
-    recipe = {"source": said(sd, job.source), **{name: getattr(knobs, name) for name in names}}
+    recipe = {"source": said(sd, job.source), **knobs.recipe()}
     tuned = job.kept.find("null embeddings", recipe, Tuned, (null.shape, job.latents.shape))
-    first, rise = knobs.tolerance
-    yield from tune(
-        sd, tuned, latents, null, source, knobs.schedule, knobs.guidance, unconditional=True,
-        inner_steps=knobs.inner_steps, learning_rate=lambda i: knobs.learning_rate * max(1 - i / 100, 0),
-        threshold=lambda i: first + i * rise, stage="null-text inversion",
-    )  # fmt: skip
+    how = {**knobs.tuning(decay=0.01), "unconditional": True, "stage": "null-text inversion"}
+    yield from tune(sd, tuned, latents, null, source, **how)
     return latents[-1], tuned
 
 
@@ -59,4 +50,5 @@ METHOD = Method(
     tunes="null embedding",
     keeps="null embeddings",
     rows=3,
+    paper_values={"solver": "adam", "inner_steps": 10},
 )

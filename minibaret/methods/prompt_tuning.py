@@ -13,26 +13,24 @@ from ..pipeline import StableDiffusion
 from ..sampler import Branch, Step, sample
 from ..tuning import Tuned
 from . import baret
-from .common import Found, Job, Knobs, Method, interpolate, knob
+from .common import Found, Job, Method, TuningKnobs, interpolate, knob
 
 
 @dataclass(frozen=True)
-class PromptTuningKnobs(Knobs):
+class PromptTuningKnobs(TuningKnobs):
     eta: float = knob(
         0.1, "fraction", "η, the weight of the tuned embedding; 1 − η is the target's", "a reimplementation"
     )
-    inner_steps: int = knob(10, "count", "Adam steps at each time step", "a reimplementation")
-    learning_rate: float = knob(1e-2, "positive", "of the tuning", "a reimplementation")
+    learning_rate: float = knob(1e-2, "positive", "of Adam", "a reimplementation")
+    tolerance: tuple[float, float] = knob((0.0, 0.0), "pair", "as BARET's; 0: no time step ends early")
 
 
 def invert(
     sd: StableDiffusion, job: Job, knobs: PromptTuningKnobs
 ) -> Generator[Step, None, tuple[Tensor, list[Tuned]]]:
-    """DDIM inversion with the empty prompt, then target-text inversion that never stops early: z*[T]; E[i] and where
+    """DDIM inversion with the empty prompt, then target-text inversion: z*[T]; E[i] and where
     it leads, noisiest first."""
-    same = {name: getattr(knobs, name) for name in ("steps", "guidance", "inner_steps", "learning_rate")}
-    ours = baret.BaretKnobs(**same, inversion_prompt="null", tolerance=(0.0, 0.0))
-    return (yield from baret.invert(sd, job, ours))
+    return (yield from baret.invert(sd, job, baret.BaretKnobs(**knobs.recipe(), inversion_prompt="null")))
 
 
 def edit(sd: StableDiffusion, job: Job, knobs: PromptTuningKnobs) -> Generator[Step, None, Found]:
@@ -54,4 +52,5 @@ METHOD = Method(
     tunes="target embedding",
     keeps="target embeddings",
     rows=2,
+    paper_values={"solver": "adam", "inner_steps": 10},
 )
