@@ -29,7 +29,7 @@ WANTED = {  # by kind of knob: what its value must be, in words
 
 
 PRESETS = ("paper", "fast")
-FAST = {"steps": 20}
+FAST = {"steps": 20}  # BARET then needs 20 gradient passes
 
 
 def knob(default, kind: str | tuple[str, ...], help: str, source: str = ""):
