@@ -74,7 +74,7 @@ def read_network(
     fill(network, tensors, device, dtype)
     if isinstance(network, UNet):
         narrow = torch.device(device).type == "cpu" and network.config.channels[0] < NARROW
-        half = torch.device(device).type == "cuda" and dtype != torch.float32  # what tensor cores convolve in
+        half = torch.device(device).type in ("cpu", "cuda") and dtype != torch.float32  # as matrix units convolve
         if narrow or half:
             network.to(memory_format=torch.channels_last)
 
