@@ -28,7 +28,18 @@ setup(
     extras_require={
         "gpu": [TRITON],  # which PyTorch's builds for CUDA bring by themselves
         "plots": ["matplotlib"],
-        "test": ["pytest", "ruff", "diffusers", "transformers", "accelerate", "ftfy", "matplotlib", TRITON],
+        "eval": ["torchmetrics[image]", "lpips", "transformers"],  # metrics beyond those that numpy computes
+        "test": [
+            "pytest",
+            "ruff",
+            "diffusers",
+            "transformers",
+            "accelerate",
+            "ftfy",
+            "matplotlib",
+            "torchmetrics",
+            TRITON,
+        ],
     },
     entry_points={"console_scripts": ["minibaret = minibaret.__main__:main"]},
 )

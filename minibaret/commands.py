@@ -1,27 +1,35 @@
 """What the commands do: `minibaret edit`, `compare`, `methods`, `generate`, `invert`, `maps`, `evaluate`, `inspect`."""
 
 import argparse
+import hashlib
 import json
 import sys
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from . import charts, sheet, weights
 from . import compare as comparison
-from . import evaluation, sheet, weights
 from .editor import Editor
 from .errors import InputError
-from .files import check_place, same_place
+from .evaluation import curves, report
+from .evaluation.cases import Source, folder_sources, pie_sources
+from .evaluation.networks import Networks
+from .evaluation.rows import Row, best, search, sweep
+from .evaluation.scoring import Edit, Kept, Laboratory, Scorer, own_tower
+from .files import check_place, same_place, write_whole
 from .images import check_writable, write_image
-from .inversion import check_name, load_inversion, unfinished_path
+from .inversion import Origin, check_name, load_inversion, unfinished_path
 from .kernels import triton_problem
 from .loading import check_defaults, load, parse_device
 from .maps import MapRequest
 from .memory import Savings
 from .methods import METHODS, find, prompt_to_prompt
 from .methods.common import fits
-from .miniature.cases import SEEDS, drawn_case
-from .options import PROG, chosen_knobs
+from .miniature.cases import SEEDS, drawn_sources
+from .options import PROG, chosen_knobs, method_with_knobs
 from .progress import ProgressBars, run_to_end
 from .result import Result
 from .sampler import Schedule
@@ -167,24 +175,89 @@ def maps(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    if options.scenes < 1:
-        raise InputError(f"scenes must be at least 1, got {options.scenes}")
-    _check_outputs(options, options.sheet)
-    knobs, editor = _knobs(options), _load(options)
-    side, seeds = editor.config.image_size, SEEDS["held-out"][: options.scenes]
-    cases = [drawn_case(options.kind, seed, side, options.distortion) for seed in seeds]
-    choices = {"preset": options.preset, "sheet": bool(options.sheet)}
-    with ProgressBars() as bars:
-        scores, shown = evaluation.evaluate(editor, cases, options.method, knobs, watch=bars.count, **choices)
-    if shown:
-        _write(options, shown, options.sheet)
-    figures = evaluation.means(scores)
-    for name, (value, low, high, _) in figures.items():
-        print(f"{name:>22}  {value:9.3f}  ({low:.3f} to {high:.3f})")
-    if options.json:
-        values = {name: round(figure.value, 4) for name, figure in figures.items()}
-        intervals = {name: [round(figure.low, 4), round(figure.high, 4)] for name, figure in figures.items()}
-        print(json.dumps({"methods": {options.method: values}, "intervals": {options.method: intervals}}))
+    if options.show:
+        return _show(options)
+    if options.jobs < 1 or (options.search is not None and options.search < 1):
+        raise InputError(f"jobs and search must be at least 1, got {options.jobs} and {options.search}")
+    if options.search and any(spec.startswith("drawn:") for spec in options.cases):
+        raise InputError("a search must be on --cases sweep:…: drawn:… are those that its best rows are measured on")
+    if options.output.suffix != ".jsonl":
+        raise InputError(f"the name of results must end in .jsonl, got {options.output.name}")
+    check_place(options.output, force=True)
+    laboratory = Laboratory(_loading(options), options.networks, options.output.with_suffix(""))
+    editor, _ = laboratory.open()
+    shared = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
+    rows, more = [], []
+    for name, knobs in map(method_with_knobs, options.methods.split(",")):
+        knobs = {**shared, **knobs}
+        rows.append(Row(name, vars(editor.settings(name, options.preset, **knobs))))
+        more += search(rows[-1], options.search, knobs) if options.search else []
+    asked = [*rows, *more]
+    if options.sweep is not None:
+        asked += sweep(rows, options.sweep)
+    if options.best_of:
+        asked += best(options.best_of, [row.method for row in rows])
+    edits, left_out = [], set()
+    for spec in options.cases:
+        sources = _sources(spec, editor.config.image_size)
+        first = sources[0].make()
+        without = {row.method for row in asked if METHODS[row.method].needs_source and first.source_prompt is None}
+        edits += [Edit(s, row.method, row.knobs) for s in sources for row in asked if row.method not in without]
+        left_out |= without
+    if not edits:
+        raise InputError(f"cases with source prompts were wanted for {', '.join(left_out)}, got none")
+    weights = Origin.of(editor.sd, first.image, first.fit).weights
+    kept = Kept(options.output, hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16])
+    try:
+        with ProgressBars() as bars:
+            scores = Scorer(laboratory, kept, options.jobs, bars.count).edits(edits)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{options.output} has what was done; run the same command again to go on") from None
+    except BrokenProcessPool:
+        said = f"enough memory for {options.jobs} jobs was wanted, but one was killed"
+        raise InputError(f"{said}; {options.output} has what was done, and the same command goes on") from None
+    scored = report.grouped((edit.of, of_edit) for edit, of_edit in zip(edits, scores))
+    print(report.as_text(report.table(scored, options.against), options.against))
+    if left_out:
+        print(f"left out where there is no source prompt: {', '.join(sorted(left_out))}")
+    print(f"{options.output}: {len(kept.found)} edits")
+
+
+def _show(options: argparse.Namespace) -> None:
+    path, pictures = options.show, options.show.with_suffix("")
+    outputs = {ending: pictures.with_name(pictures.name + ending) for ending in (".md", ".json", ".png", "-curves.png")}
+    for output in outputs.values():
+        check_place(output, options.force)
+    scored = report.read(path)
+    networks = Networks(options.networks, tower=own_tower(options.weights))
+    lines = report.table(scored, options.against, partial(report.fid, networks, pictures))
+    text = report.as_text(lines, options.against)
+    _write(options, report.sheet(scored, pictures), outputs[".png"])
+    found = curves.curves([line for line in lines if line.kind == lines[0].kind])
+    if found:
+        _write(options, charts.picture(curves.charts(found)), outputs["-curves.png"])
+    values = json.dumps(report.as_json(lines, options.against), ensure_ascii=False, indent=1)
+    for ending, content in ((".md", text), (".json", values + "\n")):
+        write_whole(outputs[ending], content.encode(), options.force)
+        options.written.append(outputs[ending])
+    print(text)
+
+
+def _sources(spec: str, side: int) -> list[Source]:
+    """The cases of an argument. Raises InputError where there are none."""
+    where, _, rest = spec.partition(":")
+    places = {
+        "drawn": partial(drawn_sources, seeds=SEEDS["held-out"], side=side),
+        "sweep": partial(drawn_sources, seeds=SEEDS["sweep"], side=side),
+        "pie": pie_sources,
+        "folder": folder_sources,
+    }
+    if where not in places or not rest:
+        raise InputError(f"cases must be drawn:…, sweep:…, pie:FOLDER or folder:PATH, got {spec}")
+    found = places[where](rest)
+    if not found:
+        raise InputError(f"there are no cases in {spec}")
+    return found
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -240,9 +313,14 @@ def _size(options: argparse.Namespace, editor: Editor, size: tuple[int, int] | N
 
 
 def _load(options: argparse.Namespace) -> Editor:
+    return load(*_loading(options))
+
+
+def _loading(options: argparse.Namespace) -> tuple:
+    """The arguments of `load`."""
     savings = Savings(options.on_demand, options.tiled_vae, options.checkpointing)
     model = (options.weights, options.device, options.dtype, options.variant, options.tokenizer)
-    return load(*model, options.memory, savings, compile=options.compile)
+    return (*model, options.memory, savings, options.compile)
 
 
 def _check_outputs(options: argparse.Namespace, *paths: Path | None) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from .errors import InputError
+
 PROG = "minibaret"
-# The same names as in the miniature's world, which is not imported for a --help.
+# The same as in the miniature's world, which is not imported for a --help.
 KINDS = ("posture", "colour", "ground", "animal", "addition")
-DISTORTIONS = ("jpeg", "400x300", "1024x768", "shift", "noise", "tint")
 PARSERS = {"steps": int, "count": int, "number": float, "positive": float, "fraction": float, "word": str}
 
 
@@ -17,7 +18,7 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     """command: the one that will be parsed, whose methods' flags are then there as well."""
     parser = argparse.ArgumentParser(prog=PROG, description="Edit a real picture from one sentence.")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    full = bool(command) and command[0] in ("edit", "invert", "maps", "evaluate", "generate")
+    full = bool(command) and command[0] in ("edit", "invert", "maps", "generate")
 
     def add(name: str, help: str, description: str = "") -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=description or f"{help.capitalize()}.")
@@ -91,16 +92,42 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
 
     found = add(
         "evaluate",
-        "score edits of drawn scenes whose right answer is known",
-        "Edit held-out scenes of the miniature world; compare with the same scenes drawn as the prompt says.",
+        "score methods on many cases, and show what came of it",
+        "Edit cases by methods and keep each edit's scores in a file, which the same command goes on with; then --show "
+        "makes tables, a sheet and plots of them.",
     )
-    found.add_argument("--scenes", type=int, default=40, help="default %(default)s")
-    found.add_argument("--kind", choices=KINDS, default="posture", help="what is edited, default %(default)s")
-    found.add_argument("--distortion", choices=DISTORTIONS, help="of the pictures before they are edited")
-    found.add_argument("--sheet", type=Path, help="write input, reconstruction, edit and right answer")
+    found.add_argument(
+        "--methods",
+        default="baret",
+        metavar="A,B,…",
+        help="knobs of their own follow a plus, as in baret+rigid,direct+editor=masactrl; default %(default)s",
+    )
+    found.add_argument(
+        "--cases",
+        nargs="+",
+        default=["drawn:posture:40"],
+        metavar="CASES",
+        help=f"drawn:KIND:COUNT, held-out scenes of the miniature's world, KIND one of {', '.join(KINDS)}; sweep:…, "
+        "the scenes to choose knobs by; pie:FOLDER[:KIND], PIE-Bench; folder:PATH, pictures and a CSV file",
+    )
+    found.add_argument("-o", "--output", type=Path, default=Path("results.jsonl"), help="default %(default)s")
+    found.add_argument("--jobs", type=int, default=1, help="processes of one thread each; 1: this one, as it is")
+    _add_preset(found)
+    found.add_argument("--steps", type=int, help="DDIM steps")
+    found.add_argument("--guidance", type=float, help="of classifier-free guidance")
+    found.add_argument(
+        "--sweep", nargs="*", metavar="METHOD.KNOB", help="also other values of these knobs; of each method's own"
+    )
+    found.add_argument(
+        "--search", type=int, metavar="COUNT", help="also random knobs: so many rows for each method in all"
+    )
+    found.add_argument(
+        "--best-of", type=Path, metavar="FILE", help="also each method's best knobs in the JSON shown of a --search"
+    )
+    found.add_argument("--networks", type=Path, metavar="FOLDER", help="with CLIP, DINO, … that some metrics need")
+    found.add_argument("--show", type=Path, metavar="RESULTS", help="write its table (.md, .json), sheet and plots")
+    found.add_argument("--against", default="", metavar="METHOD", help="compare the others with it, case by case")
     _add_force(found)
-    _add_method(found, full, source=False)
-    _add_json(found)
     _add_model(found)
 
     found = add(
@@ -160,12 +187,11 @@ def _add_layout(group) -> None:
     group.add_argument("--tokenizer", type=Path, help="merges.txt, tokenizer.json or bpe_simple_vocab_16e6.txt.gz")
 
 
-def _add_method(command: argparse.ArgumentParser, full: bool, source: bool = True) -> None:
+def _add_method(command: argparse.ArgumentParser, full: bool) -> None:
     """full: with a flag for each name that a knob of any method has, which says every method's default."""
-    group = command.add_argument_group("method", "defaults: the paper's, or the model's own where it has any")
+    group = command.add_argument_group("method", "defaults: the paper's but for the solver, or the model's own where it has any")
     group.add_argument("--method", default="baret", help="one that `minibaret methods` lists; default %(default)s")
-    if source:
-        group.add_argument("--source-prompt", metavar="PROMPT", help="what the picture shows; some methods need it")
+    group.add_argument("--source-prompt", metavar="PROMPT", help="what the picture shows; some methods need it")
     _add_preset(group)
     if full:
         _add_knobs(group)
@@ -191,6 +217,21 @@ def _add_knobs(group, method: str | None = None) -> None:
             group.add_argument(flag, type=PARSERS[kind], metavar=kind.upper(), help=help)
         else:
             group.add_argument(flag, choices=kind, help=help)
+
+
+def method_with_knobs(text: str) -> tuple[str, dict]:
+    """METHOD+KNOB=VALUE+…: the method's name, and its knobs by name. Raises InputError for what is neither."""
+    from .methods import find
+
+    name, *flags = text.split("+")
+    parser = _Strict(add_help=False, allow_abbrev=False)
+    _add_knobs(parser, find(name).name)
+    return name, chosen_knobs(parser.parse_args([f"--{flag}" for flag in flags]), name)
+
+
+class _Strict(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise InputError(f"a method with knobs must be like direct+editor=masactrl: {message}")
 
 
 def knob_fields(method: str | None = None) -> dict[str, dict]:

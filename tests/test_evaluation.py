@@ -8,7 +8,11 @@ import pytest
 from PIL import Image
 
 from minibaret import options
-from minibaret.evaluation import Case, evaluate, mean, means, score, success, unchanged, wilson
+from minibaret.evaluation.cases import unchanged
+from minibaret.evaluation.intervals import Figure, difference, mean, means, wilson
+from minibaret.evaluation.metrics import success
+from minibaret.evaluation.networks import Networks
+from minibaret.evaluation.scoring import score
 from minibaret.images import fit_image, psnr
 from minibaret.methods import METHODS
 from minibaret.miniature.cases import SEEDS, drawn_case
@@ -42,8 +46,8 @@ def test_every_value_of_an_attribute_is_asked_for(kind):
     assert len(asked) == len(task_of(kind, 0).candidates)
 
 
-def test_the_command_line_knows_every_kind_and_distortion():
-    assert options.KINDS == KINDS and tuple(DISTORTIONS) == options.DISTORTIONS
+def test_the_command_line_knows_every_kind():
+    assert options.KINDS == KINDS
 
 
 def test_measured_scenes_are_held_out_and_not_the_ones_that_settings_were_chosen_by():
@@ -90,25 +94,11 @@ def test_a_drawn_case_is_the_scene_and_its_right_answer_drawn_alike(name):
         case = case.fitted((128, 128))
         assert {picture.size for picture in (case.image, *case.answers.values())} == {(128, 128)}
         for prompt, picture in case.answers.items():
-            assert success(case, picture) == (prompt == case.prompt)
+            assert success(case, picture, Networks()) == (prompt == case.prompt)
         where = unchanged(case.image, case.answer)
+        assert np.array_equal(case.changing, ~where) and case.kind == kind
         assert 0.05 < where.mean() < 1
         assert psnr(case.image, case.answer, where) > 100 > psnr(case.image, case.answer)
-
-
-def test_a_metric_is_what_its_name_says():
-    """Two grey pixels and a white one that becomes black: the picture misses by 10, 20 and 30 of 255."""
-    before, after, other = (
-        Image.fromarray(np.uint8([[[v] * 3 for v in row]])) for row in ([9, 9, 255], [9, 9, 0], [9, 9, 70])
-    )
-    picture = Image.fromarray(np.uint8([[[v] * 3 for v in (19, 29, 30)]]))
-    case = Case(before, "black", "white", {"white": before, "black": after, "grey": other})
-    editor = Stub(picture, picture)
-    scores, _ = score(editor, case)
-    assert scores["background_psnr"] == pytest.approx(10 * math.log10(255**2 / ((10**2 + 20**2) / 2)))
-    assert scores["answer_psnr"] == pytest.approx(10 * math.log10(255**2 / ((10**2 + 20**2 + 30**2) / 3)))
-    assert scores["success"] is True
-    assert score(Stub(Image.fromarray(np.uint8([[[v] * 3 for v in (9, 9, 60)]]))), case)[0]["success"] is False
 
 
 class Stub:
@@ -164,19 +154,6 @@ def test_a_case_is_edited_as_it_was_asked_for():
     assert options["guidance"] == 3.0 and options["preset"] == "paper"
 
 
-def test_a_sheet_shows_the_first_twelve_with_every_branch():
-    cases = [drawn_case("posture", seed, 128) for seed in range(13)]
-    editor = Stub(reconstruction=cases[0].image)
-    scores, sheet = evaluate(editor, cases, "baret")
-    assert len(scores) == 13 and [options["pictures"] for *_, options in editor.asked] == ["all"] * 12 + [
-        ("reconstruction",)
-    ]
-    assert sheet.size[0] == 8 + 4 * (128 + 8) and sheet.size[1] > 8 + 12 * (128 + 8)
-    shown = np.asarray(sheet)[8 : 8 + 128, 8 : 8 + 128]
-    assert np.array_equal(shown, np.asarray(cases[0].image))
-    assert evaluate(editor, cases[:1], sheet=False)[1] is None
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_can_be_scored(name, small):
     tuning = [field.name for field in dataclasses.fields(METHODS[name].knobs) if field.name.endswith("_steps")]
@@ -200,6 +177,24 @@ def test_the_interval_of_a_mean_is_nearly_the_normal_one():
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.04)
 
 
-def test_means_are_of_what_every_case_has():
-    found = means([{"success": True, "seconds": 1.0, "inner_iterations": 3}, {"success": False, "seconds": 2.0}])
-    assert {name: figure.value for name, figure in found.items()} == {"success": 0.5, "seconds": 1.5}
+def test_means_are_over_the_cases_that_have_a_score():
+    found = means(
+        [{"success": True, "seconds": 1.0, "loss": 3, "clip": "needs clip"}, {"success": False, "seconds": 2.0}]
+    )
+    assert {name: (figure.value, figure.cases) for name, figure in found.items()} == {
+        "success": (0.5, 2), "seconds": (1.5, 2), "loss": (3, 1),
+    }  # fmt: skip
+
+
+def test_a_difference_is_taken_case_by_case():
+    ours = [
+        {"success": True, "seconds": 1.0, "clip": "needs clip"},
+        {"success": False, "seconds": 5.0, "clip": 1.0, "loss": 2},
+    ]
+    theirs = [{"success": False, "seconds": 0.5}, {"success": False, "seconds": 3.5}]
+    assert difference(ours, theirs) == {"success": mean([1.0, 0.0]), "seconds": mean([0.5, 1.5])}
+    assert difference(ours, theirs)["seconds"].value == 1.0
+
+
+def test_a_figure_is_said_with_its_interval():
+    assert str(Figure(0.25, 0.125, 0.5, 8).times(100)) == "25 (12.5 to 50)" and str(Figure(1.5, 1.5, 1.5, 1)) == "1.5"

@@ -6,8 +6,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
+from minibaret.evaluation import scoring
 from minibaret.miniature import __main__ as command
-from minibaret.miniature import networks, scoring, table
+from minibaret.miniature import networks, table
 from minibaret.miniature.world.scene import SWEEP_SEEDS
 from minibaret.weights import MINIATURE_FOLDER
 
@@ -31,11 +32,9 @@ def hasty(monkeypatch):
     trials = {
         "calibration": {"of the future": table.Trial("not there yet")},
         "quality": {"BARET": table.Trial("baret", short)},
-        "curve": {"0": table.Trial("baret", {**short, "self_steps": 0.0})},
     }
     for module in (table, command):
         monkeypatch.setattr(module, "TRIALS", trials)
-    monkeypatch.setattr(command, "CURVES", ["curve"])
     monkeypatch.setattr(networks, "STEPS", 1)
     monkeypatch.setattr(table, "seconds_of_an_edit", lambda _: 14.0)
     monkeypatch.setattr(scoring, "in_workers", lambda function, jobs, _: (function(job) for job in jobs))
@@ -43,19 +42,20 @@ def hasty(monkeypatch):
 
 def test_measure_prints_the_table_and_goes_on(hasty, tmp_path, monkeypatch, capsys):
     kept = tmp_path / "kept.jsonl"
-    small = ("--scenes", 1, "--edits", 2, "--points", 1, "--seeds", "sweep")
+    small = ("--scenes", 1, "--edits", 2, "--seeds", "sweep")
     assert run(monkeypatch, "measure", *small, "--keep", kept, "--json") == 0
     printed = capsys.readouterr()
     assert "left out, for they are not there: not there yet" in printed.err
     first = printed.out.splitlines()
     found = json.loads(first[-1])
-    assert found["seeds"] == "sweep" and {row["part"] for row in found["rows"]} == {"networks", "quality", "curve"}
+    assert found["seeds"] == "sweep" and {row["part"] for row in found["rows"]} == {"networks", "quality"}
     assert first[0] == "| networks | measured |" and any(line.startswith("| BARET | ") for line in first)
     lines = kept.read_text()
-    seeds = [list(json.loads(line)["of"].values()) for line in lines.splitlines()]
-    assert len(seeds) == 1 + 2 + 1 and {seed for line in seeds for seed in line if isinstance(seed, int)} == {
-        *SWEEP_SEEDS[:2]
-    }
+    kept_of = [json.loads(line)["of"] for line in lines.splitlines()]
+    assert [of.get("networks, scene") or of["case"] for of in kept_of] == [
+        SWEEP_SEEDS[0],
+        *(f"posture/{seed}" for seed in SWEEP_SEEDS[:2]),
+    ]
     assert run(monkeypatch, "measure", *small, "--keep", kept, "--json") == 0
     assert capsys.readouterr().out.splitlines() == first and kept.read_text() == lines
 
@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_is_said(monkeypatch, capsys):
     assert "a worker process was killed, probably because memory ran out; with --keep FILE" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "file"), [("trade-offs", "measured.json"), ("curves", "curves.json")])
+@pytest.mark.parametrize(("name", "file"), [("curves", "curves.json")])
 def test_what_is_kept_and_damaged_or_missing_is_said(name, file, monkeypatch, capsys, tmp_path):
     drawing = ("pictures", name, "--weights", tmp_path, "--folder", tmp_path)
     assert run(monkeypatch, *drawing) == 2 and file in capsys.readouterr().err

@@ -111,7 +111,6 @@ COMMANDS = {
     "compare": ["compare", "DOG", "a dog", "-o", "OUT.png", "--methods", "encode-decode"],
     "generate": ["generate", "a dog", "-o", "OUT.png"],
     "maps": ["maps", "DOG", "a dog", "-o", "OUT.png"],
-    "evaluate": ["evaluate", "--method", "encode-decode", "--scenes", "1", "--sheet", "OUT.png"],
 }
 
 

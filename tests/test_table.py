@@ -1,136 +1,21 @@
 """The table that the miniature is judged by, the scores it is made of, and the charts: mostly without networks."""
 
 import json
-import math
-import os
 import sys
 
 import pytest
-import torch
 
+from minibaret import charts
 from minibaret.errors import InputError
-from minibaret.evaluation import Figure
+from minibaret.evaluation.intervals import Figure
 from minibaret.methods import METHODS
-from minibaret.miniature import networks, pictures, plots, scoring, table
-from minibaret.miniature.scoring import Edit, Kept, Scorer
+from minibaret.miniature import networks, plots, table
 from minibaret.miniature.table import TRIALS, Row, Trial, as_json, as_text, edit_rows, network_rows
-from minibaret.miniature.workers import ENVIRONMENT, in_workers
 from minibaret.miniature.world import tasks
 from minibaret.miniature.world.fingerprint import fingerprint
 from minibaret.miniature.world.tasks import KINDS
 from minibaret.weights import MINIATURE_FOLDER
 from minibaret.weights.folder import MERGES, load_image_encoder
-
-INTERRUPTS = 13  # a seed
-
-
-def edit(seed: int = 0, kind: str = "posture", method: str = "baret", distortion=None, **knobs) -> Edit:
-    return Edit(kind, seed, method, knobs, distortion)
-
-
-@pytest.fixture
-def made(monkeypatch) -> list[list[dict]]:
-    """Scores edits by their seeds, at once; the groups that were scored."""
-    groups = []
-
-    def at_once(_function, jobs, _workers):
-        for group in jobs:
-            if group[0]["seed"] == INTERRUPTS:
-                raise KeyboardInterrupt
-            groups.append(group)
-            yield [
-                {"success": of["seed"] % 2 == 0, "background_psnr": of["seed"] + of["knobs"].get("a", 0)}
-                for of in group
-            ]
-
-    monkeypatch.setattr(scoring, "in_workers", at_once)
-    return groups
-
-
-def scorer(path=None, weights: str = "w") -> Scorer:
-    return Scorer("weights", Kept(path, weights), workers=1)
-
-
-def test_scores_that_are_kept_are_not_made_again(tmp_path, made):
-    path, wanted = tmp_path / "new" / "kept.jsonl", [edit(seed) for seed in range(5)]
-    with pytest.raises(KeyboardInterrupt):
-        scorer(path).edits([*wanted[:2], edit(INTERRUPTS), *wanted[2:]])
-    assert len(path.read_text().splitlines()) == 2 == len(made)
-    with open(path, "a") as file:
-        file.write('{"of": {"weights": "w", "ki')  # killed while it wrote
-    assert [scores["success"] for scores in scorer(path).edits(wanted)] == [True, False, True, False, True]
-    assert [json.loads(line)["of"]["seed"] for line in path.read_text().splitlines()] == [0, 1, 2, 3, 4] and len(
-        made
-    ) == 5
-    scorer(path).edits([*wanted, wanted[0]])
-    assert len(made) == 5
-
-
-@pytest.mark.parametrize(
-    "other",
-    [edit(1), edit(kind="colour"), edit(method="sdedit"), edit(guidance=3.0), edit(distortion="noise")],
-)
-def test_what_is_kept_is_of_one_edit_and_one_folder_of_weights(other, tmp_path, made):
-    path = tmp_path / "kept.jsonl"
-    for wanted, weights in ((edit(), "w"), (other, "w"), (other, "other weights"), (other, "w")):
-        scorer(path, weights).edits([wanted])
-    assert len(made) == 3
-
-
-def test_a_file_that_keeps_something_else_is_left_alone(tmp_path):
-    path = tmp_path / "notes.txt"
-    for notes in (
-        "first line\nsecond, without an end",
-        "one line",
-        '{"of": 3}\n',
-        "[1, 2]\n",
-        '[{"guidance": 5.0}]',
-        "\n",
-    ):
-        path.write_text(notes)
-        with pytest.raises(InputError, match=r"notes.txt should hold kept scores"):
-            Kept(path, "w")
-        assert path.read_text() == notes
-
-
-def test_edits_of_one_scene_by_one_method_are_made_together_and_each_once(made):
-    wanted = [edit(seed, a=a) for a in (1, 2) for seed in (0, 1)]
-    scores = scorer().edits(
-        [*wanted, edit(0, method="sdedit"), edit(0, "colour"), edit(0, distortion="tint"), wanted[0]]
-    )
-    assert [[(of["seed"], of["knobs"].get("a")) for of in group] for group in made] == [
-        [(0, 1), (0, 2)],
-        [(1, 1), (1, 2)],
-        *[[(0, None)]] * 3,
-    ]
-    assert [each["background_psnr"] for each in scores] == [1, 2, 2, 3, 0, 0, 0, 1]
-
-
-def test_a_shared_inversion_changes_no_score(small, monkeypatch, one_thread):
-    monkeypatch.setattr(scoring, "_editor", lambda _: small)
-    several = [{"self_steps": 0.0}, {"self_steps": 1.0, "cross_steps": 1.0}, {"inner_steps": 1}, {"self_steps": 0.5}]
-    knobs = [
-        vars(small.settings("baret", **{"steps": 3, "inner_steps": 2, "tolerance": (0.0, 0.0), **c})) for c in several
-    ]
-    # as JSON gives them back
-    wanted = [json.loads(json.dumps(vars(Edit("posture", 5, "baret", values)))) for values in knobs]
-    together = scoring._edits(MINIATURE_FOLDER, wanted)
-    apart = [scoring._edits(MINIATURE_FOLDER, [one])[0] for one in wanted]
-    for a, b in zip(together, apart):
-        for cost in ("seconds", "row_forwards", "gradient_passes"):
-            assert a.pop(cost) <= b.pop(cost) or cost == "seconds"
-    assert together == apart
-    assert [scores["inner_iterations"] for scores in together] == [6, 6, 3, 6]
-
-
-def threads(number: int) -> tuple[int, int, dict[str, str]]:
-    return number, torch.get_num_threads(), {name: os.environ[name] for name in ENVIRONMENT}
-
-
-def test_workers_have_one_thread_and_answer_in_order():
-    before = dict(os.environ)
-    assert list(in_workers(threads, [5, 3, 4], workers=2)) == [(n, 1, ENVIRONMENT) for n in (5, 3, 4)]
-    assert dict(os.environ) == before
 
 
 def test_every_trial_can_be_made(editor):
@@ -156,7 +41,6 @@ def trials(monkeypatch, editor):
             "BARET": Trial("baret", {}, "plain", 2.5, 9.2),
             "of the future": Trial("not there yet"),
         },
-        "curve": {"0.5": Trial("baret", {"self_steps": 0.5})},
     })  # fmt: skip
     asked = {}
 
@@ -164,22 +48,23 @@ def trials(monkeypatch, editor):
         def edits(self, edits):
             for one in edits:
                 assert one.method == "baret" and one.knobs["guidance"] == 7.5  # the paper's, not the shipped default
-                asked.setdefault(one.knobs["self_steps"], []).append(one.seed)
-                success, background = FOUR["plain" if one.knobs["self_steps"] == 0 else "BARET"][one.seed]
+                seed = int(one.source.name.removeprefix("posture/"))
+                asked.setdefault(one.knobs["self_steps"], []).append(seed)
+                success, background = FOUR["plain" if one.knobs["self_steps"] == 0 else "BARET"][seed]
                 more = {"answer_psnr": 18.0, "vae_psnr": 33.0, "reconstruction_psnr": 32.5, "inner_iterations": 90}
                 yield {"success": success, "background_psnr": background, **more}
 
-    def rows(**counts):
-        return edit_rows(editor, Known(), range(4), counts), asked
+    def rows(count=4):
+        return edit_rows(editor, Known(), range(count)), asked
 
     return rows
 
 
 def test_trials_are_compared_pair_by_pair(trials):
-    rows, asked = trials(quality=4, curve=2)
-    assert asked == {0.0: [0, 1, 2, 3], 0.3: [0, 1, 2, 3], 0.5: [0, 1]}
+    rows, asked = trials()
+    assert asked == {0.0: [0, 1, 2, 3], 0.3: [0, 1, 2, 3]}
     found = {(row.part, row.name, row.metric): row for row in rows}
-    assert {key[:2] for key in found} == {("quality", "plain"), ("quality", "BARET"), ("curve", "0.5")}
+    assert {key[:2] for key in found} == {("quality", "plain"), ("quality", "BARET")}
     plain, baret = (found["quality", name, "success, %"].figure for name in ("plain", "BARET"))
     assert (plain.value, baret.value, baret.cases) == (75, 50, 4) and plain.low < 75 < plain.high
     assert found["quality", "BARET", "background, dB"].figure.value == 25.0
@@ -189,14 +74,13 @@ def test_trials_are_compared_pair_by_pair(trials):
     lost = found["quality", "BARET", "reconstruction below the VAE's, dB"]
     assert lost.figure.value == 0.5 and lost.met is True
     assert found["quality", "BARET", "inner iterations"].figure.value == 90
-    assert found["curve", "0.5", "background, dB"].figure.value == 22.5
-    assert {row.part for row in trials(quality=1, curve=0)[0]} == {"quality"}
+    assert trials(0)[0] == []
 
 
 def test_the_table_says_what_is_wanted_and_published(trials):
-    rows, _ = trials(quality=4, curve=2)
+    rows, _ = trials()
     text = as_text(rows)
-    assert "| curve | success, % | background, dB | right answer, dB |" in text
+    assert "| quality | success, % | background, dB | right answer, dB |" in text
     assert "| plain | 75 (30.1 to 95.4) | 23 (" in text
     gain = next(row for row in rows if row.least == 2.5)
     low, high = (f"{end:.3g}" for end in gain.figure[1:3])
@@ -299,33 +183,10 @@ def test_curves_are_thinned_kept_and_drawn_again_without_the_log(tmp_path):
     assert loss.lines[0].get_ydata()[0] == pytest.approx(0.2 / 20)
 
 
-def test_a_trade_off_is_drawn_from_what_was_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "CURVES", ["BARET, τ_s"])
-    points = {
-        "0.3": (Figure(40.0, 30, 50, 50), Figure(25.0, 24, 26, 50)),
-        "0": (Figure(60.0, 50, 70, 40), Figure(22.0, 20, 24, 40)),
-    }
-    rows = [
-        Row(part, name, metric, figure)
-        for part in ("BARET, τ_s", "quality")
-        for name, figures in points.items()
-        for metric, figure in zip(("success, %", "background, dB"), figures)
-    ]
-    (tmp_path / "measured.json").write_text(json.dumps({"rows": as_json(rows)}))
-    drawn = []
-    monkeypatch.setattr(plots, "picture", drawn.append)
-    pictures.trade_offs(tmp_path)
-    axes = drawn[0].axes[0]
-    assert [[*line.get_xydata().ravel()] for line in axes.lines] == [[25.0, 40.0, 22.0, 60.0]]
-    assert [note.get_text() for note in axes.texts] == ["0.3", "0"]
-    doubt = 1.96 * math.sqrt(0.25 / 40) * 100
-    assert f"40 scenes, success known to ± {doubt:.0f} points" in axes.get_title()
-
-
 def test_a_chart_is_a_picture_or_says_what_it_needs(monkeypatch):
-    assert plots.picture(plots.figure(1, 2)).size == (1200, 408)
+    assert charts.picture(charts.figure(1, 2)).size == (1200, 408)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(
         InputError, match=r"charts need matplotlib, which is not here: pip install 'minibaret\[plots\]'"
     ):
-        plots.figure(1, 1)
+        charts.figure(1, 1)

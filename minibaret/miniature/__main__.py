@@ -1,7 +1,7 @@
 """Makes the shipped weights from nothing but the drawn world, and measures them.
 
 python -m minibaret.miniature train clip|vae|unet --hours H [--resume]
-python -m minibaret.miniature measure [--scenes N] [--edits N] [--points N] [--seeds sweep] [--keep FILE] [--json]
+python -m minibaret.miniature measure [--scenes N] [--edits N] [--seeds sweep] [--keep FILE] [--json]
 python -m minibaret.miniature pictures [NAME …]
 """
 
@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from ..errors import InputError
+from ..evaluation.scoring import Kept, Laboratory, Scorer
 from ..images import check_writable, write_image
 from ..loading import load
 from ..methods import METHODS
@@ -19,9 +20,9 @@ from ..process import STOPPED, stopped_by_signals
 from ..progress import ProgressBars
 from ..weights import MINIATURE_FOLDER
 from .cases import SEEDS
+from .networks import kept_scores
 from .pictures import PICTURES
-from .scoring import Kept, Scorer
-from .table import CURVES, TRIALS, as_json, as_text, edit_rows, network_rows
+from .table import TRIALS, as_json, as_text, edit_rows, network_rows
 from .training.loop import check_run, train
 from .training.stages import find, prepare
 from .world.fingerprint import fingerprint
@@ -47,10 +48,9 @@ def main() -> None:
     command.add_argument("--weights", type=Path, default=TRAINED, help="where the result goes (default %(default)s)")
     command.set_defaults(run=_train, left="--resume goes on from the last checkpoint, where there is one")
 
-    command = commands.add_parser("measure", help="the table: networks, calibration, quality, curves")
+    command = commands.add_parser("measure", help="the table: networks, calibration, quality")
     command.add_argument("--scenes", type=_count, default=200, help="for the networks by themselves (default 200)")
     command.add_argument("--edits", type=_none_or_more, default=200, help="by each method (default 200)")
-    command.add_argument("--points", type=_none_or_more, default=60, help="edits of a point of a curve (default 60)")
     command.add_argument("--json", action="store_true", help="print the table as one JSON line last")
     command.add_argument("--seeds", choices=SEEDS, default="held-out", help="scenes (default %(default)s)")
     command.add_argument("--workers", type=_count, default=2, help="processes, one thread each (default 2)")
@@ -99,12 +99,11 @@ def _train(options: argparse.Namespace) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     editor, seeds = load(options.weights, "cpu"), SEEDS[options.seeds]
-    counts = {part: options.points if part in CURVES else options.edits for part in TRIALS}
     kept = Kept(options.keep, fingerprint(options.weights))
     with ProgressBars() as bars:
-        scorer = Scorer(options.weights, kept, options.workers, bars.count)
-        rows = network_rows(editor, options.weights, scorer.networks(seeds[: options.scenes]))
-        rows += edit_rows(editor, scorer, seeds, counts)
+        scorer = Scorer(Laboratory((options.weights, "cpu")), kept, options.workers, bars.count)
+        rows = network_rows(editor, options.weights, kept_scores(scorer, seeds[: options.scenes]))
+        rows += edit_rows(editor, scorer, seeds[: options.edits])
     print(as_text(rows))
     missing = sorted({trial.method for trials in TRIALS.values() for trial in trials.values()} - METHODS.keys())
     if missing:

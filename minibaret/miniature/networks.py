@@ -1,14 +1,15 @@
 """What the networks can do, each on its own, on drawn scenes."""
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..editor import Editor
-from ..evaluation import Scores
+from ..evaluation.networks import pooled_text
+from ..evaluation.scoring import Laboratory, Scorer, Scores
 from ..images import psnr, to_pixels
 from ..models.image_encoder import ImageTower
 from .sampling import sample
@@ -18,9 +19,26 @@ from .world.scene import ANIMALS, POSTURES, Scene
 from .world.tasks import KINDS, variants
 
 STEPS, GUIDANCE = 50, 7.5  # of the pictures from captions
+BATCH = 10  # scenes that are scored in one go
 
 
-def scores(editor: Editor, tower: ImageTower, seeds: list[int]) -> list[Scores]:
+def kept_scores(scorer: Scorer, seeds: Sequence[int]) -> list[Scores]:
+    """`scores` of every seed's scene, in order, made where they are not kept."""
+    groups = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
+    scorer.make("networks", _scores, groups, _of)
+    return [scorer.kept.get(_of(seed)) for seed in seeds]
+
+
+def _of(seed: int) -> dict:
+    return {"networks, scene": seed}
+
+
+def _scores(laboratory: Laboratory, seeds: Sequence[int]) -> list[Scores]:
+    editor, networks = laboratory.open()
+    return scores(editor, networks.tower, seeds)
+
+
+def scores(editor: Editor, tower: ImageTower, seeds: Sequence[int]) -> list[Scores]:
     """Of each seed's scene.
 
     vae_psnr: dB of its picture coded and decoded. zero_shot_*: whether the CLIP pair tells the picture's caption from
@@ -67,16 +85,9 @@ def named_rightly(editor: Editor, tower: ImageTower, scene: Scene, picture: Imag
     image, right = tower.image_encoder(to_pixels(picture))[0], {}
     for kind in KINDS:
         choices = variants(scene, kind)
-        texts = torch.cat([pooled_text(editor, tower, choice.caption()) for choice in choices])
+        texts = torch.cat([pooled_text(editor.sd, tower, choice.caption()) for choice in choices])
         right[kind] = choices[int((texts @ image).argmax())] == scene
     return right
-
-
-@torch.no_grad()
-def pooled_text(editor: Editor, tower: ImageTower, caption: str) -> Tensor:
-    """The caption in the space it shares with pictures: (1, width)."""
-    end = editor.sd.tokens(caption).index(editor.sd.tokenizer.end)
-    return tower.project_text(editor.sd.embed(caption), torch.tensor([end]))
 
 
 @torch.no_grad()

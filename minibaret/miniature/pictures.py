@@ -5,9 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..charts import picture
 from ..errors import InputError
-from ..evaluation import SHEET_ROWS, evaluate
-from ..files import read_json
 from ..loading import load
 from ..progress import Count, nobody
 from ..sheet import columns_sheet, edit_sheet
@@ -15,11 +14,10 @@ from ..weights import MINIATURE_FOLDER
 from . import plots
 from .cases import SEEDS, drawn_case
 from .networks import GUIDANCE, generate
-from .table import CURVES, METRICS
 from .world.scene import Scene
 from .world.tasks import KINDS
 
-SAMPLES, ACROSS = 24, 4
+SAMPLES, ACROSS, EDITS = 24, 4, 12
 EXAMPLE, EXAMPLE_TEXT = "dog.png", "a brown dog lying down on grass"  # of the README
 
 
@@ -36,9 +34,14 @@ def samples(weights: Path, watch: Count = nobody) -> Image.Image:
 def edits(weights: Path, watch: Count = nobody, kinds: tuple[str, ...] = ("posture",)) -> Image.Image:
     """The first twelve edits by BARET, in seed order, as many of each kind."""
     editor = load(weights, "cpu")
-    asked = [(kind, seed) for kind in kinds for seed in SEEDS["held-out"][: SHEET_ROWS // len(kinds)]]
-    cases = [drawn_case(kind, seed, editor.config.image_size) for kind, seed in asked]
-    return evaluate(editor, cases, watch=watch)[1]
+    asked = [(kind, seed) for kind in kinds for seed in SEEDS["held-out"][: EDITS // len(kinds)]]
+    rows: list[dict[str, Image.Image]] = []
+    for kind, seed in asked:
+        case = drawn_case(kind, seed, editor.config.image_size)
+        found = editor.edit(case.image, case.prompt, pictures="all").images
+        rows.append({"input": case.image, **found, "edit": found["edit"], "right answer": case.answer})
+        watch("edits", len(rows), len(asked))
+    return columns_sheet([[*row.values()] for row in rows], [*rows[0]])
 
 
 def others(weights: Path, watch: Count = nobody) -> Image.Image:
@@ -56,18 +59,7 @@ def curves(weights: Path, watch: Count = nobody, runs: Path | None = None) -> Im
     found = plots.keep_curves(runs, weights / "curves.json")
     if not found:
         raise InputError(f"there is no training log in {runs}, and no curves.json in {weights}")
-    return plots.picture(plots.training(found))
-
-
-def trade_offs(weights: Path, watch: Count = nobody) -> Image.Image:
-    """The curves of what `measure --json` printed, from measured.json beside the weights."""
-    lines: dict[str, dict[str, dict[str, float]]] = {}
-    rows = [row for row in read_json(weights / "measured.json")["rows"] if row["part"] in CURVES]
-    for row in rows:
-        lines.setdefault(row["part"], {}).setdefault(row["name"], {})[row["metric"]] = row["figure"]["value"]
-    x, y = METRICS["background_psnr"], METRICS["success"]
-    points = {part: {name: (found[x], found[y]) for name, found in line.items()} for part, line in lines.items()}
-    return plots.picture(plots.trade_offs(points, x, y, min(row["figure"]["cases"] for row in rows)))
+    return picture(plots.training(found))
 
 
 PICTURES = {
@@ -76,5 +68,4 @@ PICTURES = {
     "others": others,
     "sheet": sheet,
     "curves": curves,
-    "trade-offs": trade_offs,
 }

@@ -1,18 +1,11 @@
-"""Charts, by matplotlib, which nothing else needs.
-
-Training curves come from the logs of the stages, thinned to what a chart can show and kept beside the weights. A stage
-may have had several runs, each begun with the weights of the one before it.
-"""
+"""Charts of the training, from the logs of its stages, thinned to what a chart can show and kept beside the weights. A
+stage may have had several runs, each begun with the weights of the one before it."""
 
 import json
-from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from ..errors import InputError
+from ..charts import figure
 from ..files import read_json, write_whole
 from .training.stages import STAGES
 
@@ -29,23 +22,6 @@ LINES = 200  # kept of a run
 Curves = dict[str, dict[str, list[dict]]]  # lines of the log by stage, then by run: when it began
 
 
-def figure(rows: int, columns: int) -> "Figure":
-    """An empty figure of so many charts. Raises InputError where there is no matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("charts need matplotlib, which is not here: pip install 'minibaret[plots]'") from None
-    made = Figure(figsize=(5 * columns, 3.4 * rows), dpi=120, layout="constrained")
-    made.subplots(rows, columns, squeeze=False)
-    return made
-
-
-def picture(drawn: "Figure") -> Image.Image:
-    file = BytesIO()
-    drawn.savefig(file)
-    return Image.open(file).convert("RGB")
-
-
 def training(curves: Curves) -> "Figure":
     """A row of charts for each stage: its figures against the pictures seen, all its runs after one another."""
     drawn = figure(len(curves), 2)
@@ -58,21 +34,6 @@ def training(curves: Curves) -> "Figure":
                 axes.plot(*zip(*points), color="C0")
                 before += run[-1]["pictures"]
             axes.set(title=f"{stage}: {title} ({hours:.1f} hours)", xlabel="pictures", yscale="log")
-    return drawn
-
-
-def trade_offs(lines: Mapping[str, Mapping[str, tuple[float, float]]], x: str, y: str, scenes: int) -> "Figure":
-    """A line for each method. lines: by name, then by a point's label, background PSNR and success in %, which x and y
-    call so; scenes: of each point."""
-    drawn = figure(1, 1)
-    axes = drawn.axes[0]
-    for name, points in lines.items():
-        axes.plot(*zip(*points.values()), "o-", label=name)
-        for label, point in points.items():
-            axes.annotate(label, point, (4, 4), textcoords="offset points", fontsize="x-small")
-    doubt = 196 * 0.5 / scenes**0.5  # points, two standard errors of a share of one half
-    axes.set(title=f"{scenes} scenes, success known to ± {doubt:.0f} points", xlabel=x, ylabel=y, ylim=(0, 103))
-    axes.legend()
     return drawn
 
 

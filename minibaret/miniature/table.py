@@ -1,5 +1,5 @@
 """What the miniature is judged by. Calibration: do methods act on it as on Stable Diffusion? Quality: of its networks,
-and of BARET's edits. Curves: how much a method changes against how much it keeps."""
+and of BARET's edits."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..editor import Editor
-from ..evaluation import Figure, Scores, mean, means
+from ..evaluation.intervals import Figure, mean, means
+from ..evaluation.scoring import Edit, Scorer, Scores
 from ..methods import METHODS
 from . import networks
-from .cases import drawn_case
-from .scoring import Edit, Scorer
+from .cases import drawn_case, drawn_source
 from .world.tasks import KINDS
 
 PAPER = "paper"  # the preset: every method's own knobs, whatever the weights' config says
@@ -45,12 +45,7 @@ TRIALS = {
         "prompt-tuning": Trial("prompt-tuning", {}, "plain, from BARET's noise"),
         "BARET": Trial("baret", {}, "plain, from BARET's noise"),
     },
-    "BARET, τ_s": {f"{v:g}": Trial("baret", {"self_steps": v}) for v in (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)},
-    "BARET, η from": {f"{v:g}": Trial("baret", {"transition": (v, 0.1)}) for v in (0.2, 0.4, 0.6, 0.8, 1.0)},
-    "prompt-tuning, η": {f"{v:g}": Trial("prompt-tuning", {"eta": v}) for v in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)},
-    "plain, r": {f"{v:g}": Trial("encode-decode", {"ratio": v}) for v in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)},
 }
-CURVES = [part for part in TRIALS if part not in ("calibration", "quality")]
 METRICS = {"success": "success, %", "background_psnr": "background, dB", "answer_psnr": "right answer, dB"}
 GENERATED = {"animal": 95, "colour": 95, "ground": 95, "posture": 92, "addition": 90}  # % wanted, at guidance 7.5
 
@@ -70,11 +65,10 @@ class Row(NamedTuple):
         return None if (self.least, self.most) == (-inf, inf) else self.least <= self.figure.value <= self.most
 
 
-def edit_rows(editor: Editor, scorer: Scorer, seeds: Sequence[int], counts: Mapping[str, int]) -> list[Row]:
-    """Of every trial, on posture edits of as many seeds as `counts` says for its part of TRIALS. Trials of methods that
-    are not there are left out."""
+def edit_rows(editor: Editor, scorer: Scorer, seeds: Sequence[int]) -> list[Row]:
+    """Of every trial, on posture edits of the seeds. Trials of methods that are not there are left out."""
     edits = {
-        (part, name): edits_of(editor, trial, seeds[: counts[part]])
+        (part, name): edits_of(editor, trial, seeds)
         for part, trials in TRIALS.items()
         for name, trial in trials.items()
         if trial.method in METHODS
@@ -86,14 +80,15 @@ def edit_rows(editor: Editor, scorer: Scorer, seeds: Sequence[int], counts: Mapp
 
 def edits_of(editor: Editor, trial: Trial, seeds: Sequence[int]) -> list[Edit]:
     knobs = vars(editor.settings(trial.method, PAPER, **trial.changes))
-    return [Edit("posture", seed, trial.method, knobs) for seed in seeds]
+    side = editor.config.image_size
+    return [Edit(drawn_source("posture", seed, side), trial.method, knobs) for seed in seeds]
 
 
 def trial_rows(part: str, name: str, scores: Mapping[tuple[str, str], Sequence[Scores]]) -> list[Row]:
     found, trial = scores[part, name], TRIALS[part][name]
     figures = means(found)
     rows = [
-        Row(part, name, title, percent(figures[metric]) if metric == "success" else figures[metric])
+        Row(part, name, title, figures[metric].times(100) if metric == "success" else figures[metric])
         for metric, title in METRICS.items()
     ]
     other = scores.get((part, trial.over))
@@ -108,30 +103,26 @@ def trial_rows(part: str, name: str, scores: Mapping[tuple[str, str], Sequence[S
 
 
 def network_rows(editor: Editor, weights: Path, found: Sequence[Scores]) -> list[Row]:
-    """What the networks can do by themselves; found: by `Scorer.networks`."""
+    """What the networks can do by themselves; found: by `networks.kept_scores`."""
     figures, drawn = means(found), mean(scores["drawn_saturation"] for scores in found).value
     gain = mean((scores["saturation"] - scores["drawn_saturation"]) / drawn for scores in found)
     megabytes = sum(path.stat().st_size for path in weights.glob("*.safetensors")) / 1e6
     distances = networks.caption_distances(editor)
     measured = [
         *(
-            (f"{kind} drawn as the caption says, %", percent(figures[f"generated_{kind}"]), GENERATED[kind])
+            (f"{kind} drawn as the caption says, %", figures[f"generated_{kind}"].times(100), GENERATED[kind])
             for kind in KINDS
         ),
-        ("all drawn as the caption says, %", percent(figures["wholly_right"])),
-        ("all drawn as the caption says, at guidance 1, %", percent(figures["wholly_right_at_1"]), -inf, 70),
-        ("saturation over the drawn world's, %", percent(gain), -5, 5),
-        *((f"{kind} named by the CLIP pair, %", percent(figures[f"zero_shot_{kind}"]), 98) for kind in KINDS),
+        ("all drawn as the caption says, %", figures["wholly_right"].times(100)),
+        ("all drawn as the caption says, at guidance 1, %", figures["wholly_right_at_1"].times(100), -inf, 70),
+        ("saturation over the drawn world's, %", gain.times(100), -5, 5),
+        *((f"{kind} named by the CLIP pair, %", figures[f"zero_shot_{kind}"].times(100), 98) for kind in KINDS),
         ("reconstruction by the VAE, dB", figures["vae_psnr"], 32),
         *((f"distance of captions that differ in {kind}", exactly(least), 0.4) for kind, least in distances.items()),
         ("all weights, MB", exactly(megabytes), -inf, 40),
         ("an edit by BARET, s", exactly(seconds_of_an_edit(editor)), -inf, 15),
     ]
     return [Row("networks", name, "measured", *rest) for name, *rest in measured]
-
-
-def percent(share: Figure) -> Figure:
-    return Figure(100 * share.value, 100 * share.low, 100 * share.high, share.cases)
 
 
 def exactly(value: float) -> Figure:
@@ -162,8 +153,7 @@ def as_text(rows: Sequence[Row]) -> str:
 
 def said(row: Row) -> str:
     """A figure with its interval, what is wanted, and what is published."""
-    value, low, high, cases = row.figure
-    text = f"{value:.3g} ({low:.3g} to {high:.3g})" if cases > 1 else f"{value:.3g}"
+    text = str(row.figure)
     text += "".join(f", {word} {end:g}" for word, end in (("≥", row.least), ("≤", row.most)) if abs(end) < inf)
     text += {True: " met", False: " **missed**", None: ""}[row.met]
     return text if row.published is None else f"{text}, published {row.published:g}"

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import InputError
 from ...files import write_whole
-from ..workers import environment
+from ...workers import environment
 
 CHECKPOINT_EVERY = 180.0  # seconds
 GRID_EVERY = 900.0

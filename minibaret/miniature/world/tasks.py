@@ -8,10 +8,6 @@ from .scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, POSTURES, Scene
 
 KINDS = ("posture", "colour", "ground", "animal", "addition")
 
-# What a kind of edit sets beside the defaults: the paper advises rigid for style, background and object.
-_RIGID = {"rigid": True}
-KIND_SETTINGS = {"posture": {}, "colour": _RIGID, "ground": _RIGID, "animal": {}, "addition": {}}
-
 _TASK_STREAM = 7  # of random numbers, apart from those of `Scene`
 
 

@@ -1,0 +1,71 @@
+"""Trade-offs: rows that differ in one knob are a curve. A method is better where its curve is, not at a point (Couairon
+et al. 2022)."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..charts import figure
+from ..methods import METHODS
+from .metrics import METRICS
+from .report import Line
+from .rows import as_text, ranged
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AXES = (  # what is drawn against what: of each axis the first metric that the curve has
+    (("one_minus_lpips", "input_psnr"), ("clip",)),
+    (("background_psnr",), ("success", "clip_edited")),
+    (("gradient_passes",), ("reconstruction_psnr",)),
+    (("seconds",), ("reconstruction_psnr",)),
+    (("gradient_passes",), ("loss",)),
+)
+LEAST = 3  # points of a curve
+
+Curve = list[tuple[str, Line]]  # of a knob's value, in order
+
+
+def curves(lines: Sequence[Line]) -> dict[str, Curve]:
+    """Of the lines of one kind: every knob along which at least three differ, and in nothing else."""
+    groups: dict[tuple[str, str, str], list[Line]] = {}
+    for line in lines:
+        for knob in ranged(line.row):
+            others = {name: value for name, value in line.row.knobs.items() if name != knob}
+            groups.setdefault((line.row.method, knob, json.dumps(others)), []).append(line)
+    found = {}
+    for (method, knob, _), group in groups.items():
+        if len(group) >= LEAST:
+            group.sort(key=lambda line: line.row.knobs[knob])
+            name = knob.replace("_", "-")
+            parts = [part for part in group[0].label.split(", ") if not part.startswith(f"{name} ")]
+            label = ", ".join(parts if knob == METHODS[method].strength else [*parts, name])
+            found[label] = [(as_text(line.row.knobs[knob]), line) for line in group]
+    return found
+
+
+def charts(found: dict[str, Curve]) -> "Figure":
+    """A chart for every two of AXES that a curve has and varies along, with the intervals as thin lines."""
+    pairs = [[(x, y) for x in xs for y in ys if any(_has(c, x, y) for c in found.values())][:1] for xs, ys in AXES]
+    drawn = [pair for first in pairs for pair in first]
+    made = figure(max(-(-len(drawn) // 2), 1), 2)
+    for axes, (x, y) in zip(made.axes, drawn):
+        for name, curve in found.items():
+            if _has(curve, x, y):
+                sides = [[line.figures[metric] for _, line in curve] for metric in (x, y)]
+                values = [[f.value for f in side] for side in sides]
+                doubts = [[[max(f.value - f.low, 0), max(f.high - f.value, 0)] for f in side] for side in sides]
+                across, up = (list(zip(*doubt)) for doubt in doubts)
+                axes.errorbar(*values, up, across, "o-", label=name, markersize=3, elinewidth=0.4)
+                for (text, _), point in zip(curve, zip(*values)):
+                    axes.annotate(text, point, (3, 3), textcoords="offset points", fontsize="xx-small")
+        axes.set(xlabel=METRICS[x].title, ylabel=METRICS[y].title, yscale="log" if y == "loss" else "linear")
+        axes.legend(fontsize="x-small")
+    for axes in made.axes[len(drawn) :]:
+        axes.remove()
+    return made
+
+
+def _has(curve: Curve, x: str, y: str) -> bool:
+    figures = [line.figures for _, line in curve]
+    return all(x in each and y in each for each in figures) and len({each[x].value for each in figures}) > 1

@@ -1,0 +1,171 @@
+"""Tables, sweeps and curves, of scores known beforehand."""
+
+import json
+
+import pytest
+
+from minibaret.charts import picture
+from minibaret.errors import InputError
+from minibaret.evaluation import curves, report, rows
+from minibaret.evaluation.report import Scored
+from minibaret.evaluation.rows import RANGES, Row, best, labels, search, sweep
+from minibaret.methods import METHODS
+from minibaret.options import method_with_knobs
+
+
+def row(method: str, **changes) -> Row:
+    return Row(method, vars(METHODS[method].knobs())).changed(**changes)
+
+
+BARET, SDEDIT = row("baret", steps=4), row("sdedit", steps=4)
+
+
+def test_a_sweep_is_along_one_knob():
+    found = sweep([BARET, SDEDIT])
+    assert len(found) == len(RANGES["self_steps"]) + len(RANGES["strength"])
+    assert [one.knobs["self_steps"] for one in found[:7]] == [*RANGES["self_steps"]]
+    assert all({**one.knobs, "self_steps": 0.3} == BARET.knobs for one in found[:7])
+    named = sweep([BARET, SDEDIT], ["baret.cross-steps", "sdedit.guidance"])
+    assert [one.knobs["cross_steps"] for one in named[:6]] == [*RANGES["cross_steps"]] and len(named) == 6 + 4
+
+
+def test_every_methods_own_knob_can_be_swept():
+    for method in METHODS:
+        assert len(sweep([row(method)])) >= 5
+
+
+def test_a_search_has_as_many_rows_for_every_method_and_is_the_same_each_time():
+    for method in METHODS:
+        mine = search(row(method), 6, fixed=["guidance"])
+        assert len(mine) == 6 and mine[0] == row(method) and all(mine.count(one) == 1 for one in mine)
+        assert {one.knobs["guidance"] for one in mine} == {row(method).knobs["guidance"]}
+        assert all(one.knobs.get("inner_steps") == row(method).knobs.get("inner_steps") for one in mine)
+        assert mine == search(row(method), 6, fixed=["guidance"])
+    few = search(SDEDIT, 100, fixed=["guidance"])
+    assert sorted(one.knobs["strength"] for one in few) == [*RANGES["strength"]]
+
+
+def test_a_method_with_knobs_is_read():
+    assert method_with_knobs("sdedit") == ("sdedit", {})
+    assert method_with_knobs("baret+rigid+transition=0.6:0.2+steps=9") == (
+        "baret",
+        {"rigid": True, "transition": (0.6, 0.2), "steps": 9},
+    )
+    for text in ("direct+editor=magic", "sdedit+rigid", "baret+step=3", "baret+"):
+        with pytest.raises(InputError, match=r"a method with knobs must be like direct\+editor=masactrl"):
+            method_with_knobs(text)
+
+
+def test_a_label_says_what_differs_and_what_is_shared_is_said_once():
+    texts, shared = labels([BARET, SDEDIT, SDEDIT.changed(strength=0.5), BARET.changed(transition=(0.6, 0.1))])
+    assert texts == ["baret", "sdedit", "sdedit, strength 0.5", "baret, transition 0.6:0.1"] and shared == "steps 4"
+    assert labels([SDEDIT]) == (["sdedit, steps 4"], "")
+
+
+SCORES = {  # by case: success, background, and what is missing
+    "baret": {"posture/1": (True, 30.0), "posture/2": (False, 20.0), "colour/1": (True, 25.0)},
+    "sdedit": {"posture/1": (False, 28.0), "posture/2": (False, 19.0)},
+}
+SCORED = [
+    Scored(one, {
+        case: {"success": right, "background_psnr": value, "clip": "needs clip", "loss": 2e-5, "vae_psnr": 33.0}
+        for case, (right, value) in SCORES[one.method].items()
+    })
+    for one in (BARET, SDEDIT)
+]  # fmt: skip
+
+
+def test_a_table_is_of_each_kind_and_of_all():
+    lines = report.table(SCORED, "sdedit")
+    assert [(line.kind, line.label, line.cases) for line in lines] == [
+        ("all kinds", "baret", 3), ("all kinds", "sdedit", 2), ("posture", "baret", 2), ("posture", "sdedit", 2),
+        ("colour", "baret", 1),
+    ]  # fmt: skip
+    first = lines[0]
+    assert first.figures["success"].value == pytest.approx(200 / 3) and first.figures["background_psnr"].value == 25
+    assert first.figures["loss"].value == pytest.approx(2) and first.absent == {"clip": "needs clip"}
+    assert "vae_psnr" not in first.figures and not lines[1].over and not lines[4].over
+    over = first.over  # on the two cases that both have
+    assert over["background_psnr"].value == 1.5 and over["background_psnr"].cases == 2
+    assert over["success"].value == 50
+    with pytest.raises(InputError, match="a row to compare with must be one of baret; sdedit, got sine"):
+        report.table(SCORED, "sine")
+
+
+def test_a_table_as_markdown_and_as_json():
+    lines = report.table(SCORED, "sdedit", lambda one: 12.5 if one.row.method == "baret" else "needs torchmetrics")
+    text = report.as_text(lines, "sdedit").splitlines()
+    assert text[0] == "Means over cases, 95 % intervals in brackets. All: steps 4."
+    assert text[2] == "| all kinds: the edit | cases | success, % | CLIP | FID |" and text[3] == "|---|---|---|---|---|"
+    assert text[4] == "| baret | 3 | 66.7 (20.8 to 93.9) | needs clip | 12.5 |"
+    assert text[5].endswith("| needs clip | needs torchmetrics |")
+    assert text[6] == "| baret, over sdedit | | 50 (0 to 100) |  |  |"
+    assert "| posture: what is kept of the input | cases | background, dB |" in text
+    values = report.as_json(lines, "sdedit")
+    plain = json.loads(json.dumps(values, allow_nan=False))["rows"][0]
+    assert plain["method"] == "baret" and plain["knobs"]["transition"] == [0.8, 0.1] and plain["kind"] == "all kinds"
+    assert plain["figures"]["background_psnr"]["value"] == 25 and plain["over"]["background_psnr"]["cases"] == 2
+
+
+def test_results_of_two_models_or_of_something_else_are_refused(tmp_path):
+    path = tmp_path / "r.jsonl"
+    of = {"weights": "w", "case": "posture/1", "method": "sdedit", "knobs": SDEDIT.knobs}
+
+    def write(*entries):
+        path.write_text("".join(json.dumps({"of": entry, "scores": {"input_psnr": 1.0}}) + "\n" for entry in entries))
+
+    write(of, {**of, "case": "posture/2"}, {**of, "method": "baret", "knobs": BARET.knobs})
+    found = report.read(path)
+    assert [one.row for one in found] == [SDEDIT, BARET] and [*found[0].scores] == ["posture/1", "posture/2"]
+    write(of, {**of, "weights": "others"})
+    with pytest.raises(InputError, match="must hold scores of one model's weights, it holds those of 2"):
+        report.read(path)
+    write(of, {"weights": "w", "networks, scene": 3})
+    with pytest.raises(InputError, match="must be what `minibaret evaluate` wrote, but a line lacks 'method'"):
+        report.read(path)
+
+
+def test_the_best_row_of_each_method_is_taken(tmp_path):
+    path = tmp_path / "r.json"
+    several = [SDEDIT, SDEDIT.changed(strength=0.5), BARET, SDEDIT.changed(strength=0.3)]
+    scored = [Scored(one, {"posture/1": {rows.JUDGE: value}}) for one, value in zip(several, (9.0, 12.0, 7.0, 11.0))]
+    path.write_text(json.dumps(report.as_json(report.table(scored))))
+    assert best(path, ["sdedit", "baret", "sdedit"]) == [several[1], BARET]
+    with pytest.raises(InputError, match=r"r.json must be what --show wrote of a --search.*missing: 'sine'"):
+        best(path, ["sine"])
+    path.write_text("[]")
+    with pytest.raises(InputError, match="must be what --show wrote"):
+        best(path, ["sdedit"])
+
+
+def test_rows_that_differ_in_one_knob_are_a_curve():
+    pytest.importorskip("matplotlib")
+    along, across = (sweep([BARET], [f"baret.{knob}"]) for knob in ("self-steps", "cross-steps"))
+    several = [*along, *(one for one in across if one not in along), *sweep([SDEDIT])[:2]]
+    scored = [
+        Scored(one, {f"posture/{n}": {"background_psnr": 20.0 + at + n, "success": n < at} for n in range(4)})
+        for at, one in enumerate(several)
+    ]
+    found = curves.curves(report.table(scored))
+    assert {name: [text for text, _ in curve] for name, curve in found.items()} == {
+        "baret": ["0.0", "0.2", "0.3", "0.4", "0.6", "0.8", "1.0"],  # along its own knob
+        "baret, cross-steps": ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"],
+    }  # two points of sdedit are none
+    drawn = curves.charts(found)
+    (axes,) = drawn.axes  # of the four only this has figures
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("background, dB", "success, %")
+    assert [*axes.lines[0].get_xdata()] == [21.5 + at for at in range(7)]
+    assert [*axes.lines[0].get_ydata()] == [0, 25, 50, 75, 100, 100, 100]
+    assert picture(drawn).width == 1200
+
+
+def test_convergence_is_a_curve_along_the_inner_steps():
+    pytest.importorskip("matplotlib")
+    scored = [
+        Scored(one, {"posture/1": {"gradient_passes": 4 * n, "reconstruction_psnr": 20.0 + n, "loss": 1e-3 / n}})
+        for n, one in enumerate(sweep([BARET], ["baret.inner_steps"]), 1)
+    ]
+    drawn = curves.charts(curves.curves(report.table(scored)))
+    psnrs, losses = drawn.axes
+    assert [*psnrs.lines[0].get_xdata()] == [4, 8, 12, 16, 20, 24] and [*psnrs.lines[0].get_ydata()][:2] == [21, 22]
+    assert losses.get_yscale() == "log" and losses.lines[0].get_ydata()[1] == pytest.approx(50)
