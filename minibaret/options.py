@@ -189,7 +189,9 @@ def _add_layout(group) -> None:
 
 def _add_method(command: argparse.ArgumentParser, full: bool) -> None:
     """full: with a flag for each name that a knob of any method has, which says every method's default."""
-    group = command.add_argument_group("method", "defaults: the paper's but for the solver, or the model's own where it has any")
+    group = command.add_argument_group(
+        "method", "defaults: the paper's but for solvers, or the model's own where it has any"
+    )
     group.add_argument("--method", default="baret", help="one that `minibaret methods` lists; default %(default)s")
     group.add_argument("--source-prompt", metavar="PROMPT", help="what the picture shows; some methods need it")
     _add_preset(group)
