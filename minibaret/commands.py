@@ -187,6 +187,14 @@ def evaluate(options: argparse.Namespace) -> None:
         print(json.dumps({"methods": {options.method: values}, "intervals": {options.method: intervals}}))
 
 
+def convert(options: argparse.Namespace) -> None:
+    with ProgressBars() as bars:
+        weights.convert(
+            options.path, options.output, options.dtype, options.variant, options.tokenizer, watch=bars.count
+        )
+    print(f"{options.output}: {options.dtype}, {sum(file.stat().st_size for file in options.output.iterdir()):,} bytes")
+
+
 def inspect(options: argparse.Namespace) -> None:
     device = parse_device(options.device) if options.device else None
     if (options.path / CONFIG).is_file():
@@ -288,5 +296,6 @@ def _report(options: argparse.Namespace, result: Result) -> None:
 
 
 COMMANDS = {
-    command.__name__: command for command in (edit, compare, methods, invert, generate, maps, evaluate, inspect)
+    command.__name__: command
+    for command in (edit, compare, methods, invert, generate, maps, evaluate, convert, inspect)
 }

@@ -10,7 +10,7 @@ import torch
 from .editor import Editor, defaults_of
 from .errors import InputError
 from .files import as_path, brief
-from .memory import NO_SAVINGS, Savings, parse_limit
+from .memory import NO_SAVINGS, Savings, parse_limit, resident
 from .methods import METHODS
 from .models.configs import ModelConfig
 from .weights import MINIATURE_FOLDER, OnDemandModel, load_model
@@ -46,7 +46,7 @@ def load(
     if not isinstance(savings, Savings):
         raise InputError(f"savings must be a minibaret.Savings, got {type(savings).__name__}")
     limit = None if memory_limit is None else parse_limit(memory_limit)
-    on_demand = savings.on_demand or savings.unet_dtype is not None or limit is not None
+    on_demand = savings.on_demand or savings.streamed or savings.unet_dtype is not None or limit is not None
     compiler = os.environ.get("CXX", "g++")
     if compile and on_demand:
         raise InputError(
@@ -57,13 +57,13 @@ def load(
         raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
     folder = MINIATURE_FOLDER if weights is None else as_path(weights, "weights")
     torch_dtype, tokenizer_path = getattr(torch, dtype), None if tokenizer is None else as_path(tokenizer, "tokenizer")
-    read = OnDemandModel if on_demand else load_model
+    read, process = OnDemandModel if on_demand else load_model, resident()
     with torch.inference_mode(False):  # a caller's would make weights of a kind that no gradient passes
         model = read(folder, torch_device, torch_dtype, variant, tokenizer_path)
     if compile:
         model.unet.forward = torch.compile(model.unet.forward, dynamic=False)
     check_defaults(model.config)
-    return Editor(model, savings, limit, dtype_is_fixed)
+    return Editor(model, savings, limit, dtype_is_fixed, process)
 
 
 def check_defaults(config: ModelConfig) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .adam import Adam
 from .errors import InputError
 from .pipeline import StableDiffusion
 from .sampler import Schedule, Step, guide
@@ -49,8 +50,7 @@ def tune(
     with Adam begun anew. fixed: the other embedding, whose noise is predicted once a step and used again. threshold:
     the loss, at time step i, below which its tuning ends. unconditional: tune what guidance leads away from (null-text
     inversion, which takes the step that found the loss low enough), not the prompt (target-text inversion, which does
-    not). Weights are left alone: only the embedding has a gradient, and is float32 whatever the networks' dtype. Raises
-    InputError where the loss is not finite.
+    not). Only the embedding, float32, has a gradient. Raises InputError where the loss is not finite.
     """
     latents = tuned[-1].latents if tuned else trajectory[-1]
     embedding = tuned[-1].embedding if tuned else embedding.float()
@@ -65,7 +65,7 @@ def tune(
             return schedule.step(latents, guide(*pair, guidance), timestep)
 
         embedding = embedding.detach().clone().requires_grad_()
-        adam = torch.optim.Adam([embedding], lr=learning_rate(index))
+        adam = Adam([embedding], lr=learning_rate(index))
         losses: list[float] = []
         while True:
             last = len(losses) == inner_steps

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,16 @@ from runs import OTHER, PROMPT, stop_after
 import minibaret
 from minibaret import InputError, Savings, memory, tiled_vae
 from minibaret.bench.common import peak_bytes
+from minibaret.bench.random_weights import TINY, write_folder
 from minibaret.images import to_pixels
 from minibaret.inversion import load_inversion, unfinished_path
-from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan
+from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan, unet_layers
 from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import Scene
 from minibaret.models.configs import MINIATURE, SD15, VAEConfig
+from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE
-from minibaret.weights import MINIATURE_FOLDER, OnDemandModel
+from minibaret.weights import MINIATURE_FOLDER, OnDemandModel, convert
 
 CPU = torch.device("cpu")
 NUMBERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
@@ -91,20 +94,20 @@ def test_tiles_take_less_memory(monkeypatch):
 
 def test_networks_are_read_when_used_and_freed():
     model = OnDemandModel(MINIATURE_FOLDER)
-    networks = {part: model._networks[part] for part in ("unet", "vae", "text_encoder")}
+    assert there(model) == set()
+    vae = model.vae
+    before = vae.decoder.conv_in.weight.clone()
+    assert model.unet.conv_in.weight.dtype == torch.float32 and there(model) == {"unet", "vae"}
+    assert model.free_all_but("text_encoder", torch.float32, False) and vae.decoder.conv_in.weight.is_meta
+    assert there(model) == set() and not model.free_all_but("text_encoder", torch.float32, False)
+    assert torch.equal(model.vae.decoder.conv_in.weight, before) and there(model) == {"vae"}
+    half, whole = model.network("unet", torch.bfloat16), model.unet
+    assert half.conv_in.weight.dtype == torch.bfloat16 and whole.conv_in.weight.dtype == torch.float32
+    assert not any(weight.requires_grad for weight in half.parameters())
 
-    def there() -> set[str]:
-        return {part for part, network in networks.items() if not next(network.parameters()).is_meta}
 
-    assert there() == set()
-    before = model.vae.decoder.conv_in.weight.clone()
-    assert model.unet.conv_in.weight.dtype == torch.float32 and there() == {"unet", "vae"}
-    model.free_all_but("text_encoder")
-    assert there() == set()
-    assert torch.equal(model.vae.decoder.conv_in.weight, before) and there() == {"vae"}
-    model.set_dtype("unet", torch.bfloat16)
-    assert model.unet.conv_in.weight.dtype == torch.bfloat16 and model.vae.quant_conv.weight.dtype == torch.float32
-    assert not any(weight.requires_grad for weight in model.unet.parameters())
+def there(model: OnDemandModel) -> set[str]:
+    return {part for part, *_ in model._here}
 
 
 RELEASED = """
@@ -139,8 +142,123 @@ def test_savings_leave_the_edit_as_it_was(editor):
     for _ in range(2):  # the second finds everything freed
         result = saving.edit(dog(128, 128), PROMPT, **BRIEF)
         assert (to_pixels(result.image) - to_pixels(plain.image)).abs().max() * 127.5 <= 2
-        assert saving.model._here == {"vae"}
+        assert there(saving.model) == {"vae"}
     assert str(result.savings) == "networks on demand, tiled VAE, gradient checkpointing"
+
+
+# Streamed weights
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A folder in float32 of every block of Stable Diffusion 1.5, narrow."""
+    return write_folder(tmp_path_factory.mktemp("tiny") / "float32", TINY)
+
+
+def noise_and_gradient(unet: UNet, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    unet.set_checkpointing(True)
+    numbers = torch.Generator().manual_seed(1)
+    latents, context = torch.randn(2, 4, 16, 16, generator=numbers), torch.randn(2, 77, 24, generator=numbers)
+    context.requires_grad_()
+    noise = unet(latents.to(dtype), torch.tensor(481), context.to(dtype)).float()
+    return noise.detach(), torch.autograd.grad(noise.square().sum(), context)[0]
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streamed_weights_give_the_same_bits(tiny, tmp_path, one_thread, stored, dtype):
+    """Where they lie, and converted; forwards and backwards, and again."""
+    folder = tiny
+    if stored != "float32":
+        convert(tiny, folder := tmp_path / stored, stored)
+    model = OnDemandModel(folder, dtype=dtype)
+    streamed = model.network("unet", streamed=True)
+    for _ in range(2):
+        found, wanted = noise_and_gradient(streamed, dtype), noise_and_gradient(model.unet, dtype)
+        assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1]) and found[1].abs().max() > 0
+
+
+def test_a_streamed_edit_is_the_same(tiny, picture, one_thread):
+    arguments = picture, PROMPT, "baret"
+    options = {"size": (64, 64), "steps": 2, "inner_steps": 2}
+    found = minibaret.load(tiny, savings=Savings(streamed=True)).edit(*arguments, **options)
+    plain = minibaret.load(tiny, savings=Savings(checkpointing=True)).edit(*arguments, **options)
+    assert str(found.savings) == "streamed weights" and found.counts.gradient_passes == 4
+    assert torch.equal(found.latents["edit"], plain.latents["edit"])
+
+
+def test_streamed_weights_have_the_digest_of_the_others(tiny, picture):
+    options = {"size": (64, 64), "steps": 1, "inner_steps": 0}
+    kept = minibaret.load(tiny).invert(picture, PROMPT, **options)
+    streamed = minibaret.load(tiny, savings=Savings(streamed=True))
+    assert streamed.edit(picture, PROMPT, inversion=kept, **options).counts.gradient_passes == 0
+
+
+def test_interleaved_edits_of_one_editor_do_not_disturb_each_other(tiny, picture, one_thread):
+    """Three at once, each with savings of its own, step by step in turn."""
+    options = {"size": (64, 64), "steps": 2, "inner_steps": 1}
+    model = OnDemandModel(tiny)
+    ways = [Savings(), Savings(on_demand=True, unet_dtype=torch.bfloat16), Savings(streamed=True)]
+    alone = [minibaret.Editor(OnDemandModel(tiny), way).edit(picture, PROMPT, **options) for way in ways]
+    works = [minibaret.Editor(model, way).steps(picture, PROMPT, **options) for way in ways]
+    together: dict[int, minibaret.Result] = {}
+    while len(together) < len(works):
+        for number, work in enumerate(works):
+            if number not in together:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    together[number] = end.value
+    for number, result in enumerate(alone):
+        assert torch.equal(result.latents["edit"], together[number].latents["edit"])
+
+
+STREAMED = """
+import sys
+from itertools import zip_longest
+from pathlib import Path
+import torch
+from minibaret.memory import peak_memory, resident
+from minibaret.weights import OnDemandModel
+model = OnDemandModel(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
+unet = model.network("unet", streamed=sys.argv[3] == "streamed")
+unet.set_checkpointing(True)
+context = torch.zeros(1, 77, 24, dtype=model.dtype)
+with torch.no_grad():
+    model.network("unet", streamed=True)  # what the first forward adds to the process is not counted
+before = resident()
+context.requires_grad_()
+noise = unet(torch.zeros(1, 4, 8, 8, dtype=model.dtype), torch.tensor(481), context)
+torch.autograd.grad(noise.sum(), context)
+print(peak_memory(torch.device("cpu")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_streamed_weights_are_in_memory_a_layer_at_a_time(tmp_path):
+    """240 MB of them, where they lie and converted."""
+    unet = dataclasses.replace(TINY.unet, channels=(128, 256, 512, 512), groups=32)
+    write_folder(tmp_path, dataclasses.replace(TINY, unet=unet))
+    peaks = {}
+    for dtype, way in (("float32", "whole"), ("float32", "streamed"), ("bfloat16", "streamed")):
+        arguments = [sys.executable, "-c", STREAMED, str(tmp_path), dtype, way]
+        peaks[dtype, way] = int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+    assert peaks["float32", "whole"] > 4 * OnDemandModel(tmp_path).parameter_counts()["unet"] > 300e6
+    assert max(peaks["float32", "streamed"], peaks["bfloat16", "streamed"]) < 0.5 * peaks["float32", "whole"]
+
+
+@pytest.mark.parametrize("config", [SD15.unet, MINIATURE.unet, TINY.unet])
+def test_the_layers_of_the_estimate_are_the_networks(config):
+    with torch.device("meta"):
+        unet = UNet(config)
+    found = []
+    for block in unet.blocks:
+        layers = [layer for pair in zip_longest(block.resnets, block.attentions) for layer in pair if layer]
+        layers += [*getattr(block, "downsamplers", ()), *getattr(block, "upsamplers", ())]
+        for layer in layers:
+            matrices = [weight for weight in layer.parameters() if weight.dim() > 1]
+            found.append((block.level, sum(w.numel() for w in matrices), max(w.numel() for w in matrices)))
+    assert [(layer.level, layer.weights, layer.largest) for layer in unet_layers(config)] == found
 
 
 def test_a_preview_between_two_steps_leaves_the_edit_as_it_was(editor):
@@ -238,7 +356,7 @@ def test_a_limit_is_refused_before_any_weight_is_read(monkeypatch):
     editor = minibaret.load(memory_limit="100M")
     with pytest.raises(InputError, match=r"100M cannot be kept: this edit at 128×128 needs \d+M at least \(with netw"):
         editor.edit(dog(128, 128), PROMPT)
-    assert editor.model._here == set()
+    assert there(editor.model) == set()
 
 
 def test_a_dtype_of_the_unet_alone_takes_effect_without_a_limit():

@@ -47,24 +47,56 @@ class StoredTensor:
     begin: int  # byte of the file
     pages: mmap.mmap
 
+    @property
+    def mapped(self) -> torch.Tensor:
+        """The pages themselves. In a file whose header has an odd length no operation but `clone` may use them."""
+        flat = torch.frombuffer(self.pages, dtype=self.dtype, count=self.numel, offset=self.begin)
+        return flat.view(self.shape)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it could be a network's: what PyTorch computes in, or what stands for it."""
+        return self.dtype.is_floating_point
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def aligned(self) -> bool:
+        return self.begin % self.dtype.itemsize == 0
+
     def read(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
         """The tensor on a device, in `dtype` (its own if None): the mapped pages themselves where nothing changes.
 
         After a conversion or a copy the pages are handed back, so that a file is never in memory beside its tensors.
         """
-        count = math.prod(self.shape)
-        mapped = torch.frombuffer(self.pages, dtype=self.dtype, count=count, offset=self.begin).view(self.shape)
-        unaligned = mapped.data_ptr() % mapped.element_size()  # where the header has an odd length
-        tensor = (mapped.clone() if unaligned else mapped).to(device).to(dtype or self.dtype)
+        mapped = self.mapped
+        tensor = (mapped if self.aligned else mapped.clone()).to(device).to(dtype or self.dtype)
         if tensor.data_ptr() != mapped.data_ptr():
             self.release()
         return tensor
 
+    def read_into(self, place: torch.Tensor) -> None:
+        """Copies the tensor to one of its shape, in that one's dtype, and hands the pages back."""
+        place.copy_(self.mapped if self.aligned else self.mapped.clone())
+        self.release()
+
     def release(self) -> None:
         """Hands the mapped pages back: they are fetched from the file again when they are used again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            first, size = self.begin - self.begin % mmap.PAGESIZE, math.prod(self.shape) * self.dtype.itemsize
-            self.pages.madvise(mmap.MADV_DONTNEED, first, self.begin + size - first)
+        self.advise("MADV_DONTNEED")
+
+    def advise(self, advice: str) -> None:
+        """Tells the system about the tensor's pages, by the name of a constant of `mmap`; where there is no such
+        advice, nothing."""
+        if hasattr(mmap, advice):
+            first = self.begin - self.begin % mmap.PAGESIZE
+            self.pages.madvise(getattr(mmap, advice), first, self.begin + self.size - first)
 
 
 def open_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -66,12 +66,15 @@ def _parse_config(values: object) -> ModelConfig:
         if name in REQUIRED or values.get(name) is not None:
             values[name] = _sizes(part, _object(values.get(name), name), name)
     values["defaults"] = _object(values.get("defaults", {}), "defaults")
+    values["origin"] = _object(values.get("origin", {}), "origin")
     config = ModelConfig(**values)
     if not (isinstance(config.name, str) and config.name.isprintable()) or not _alike(config.image_size, 1):
         said = f"got {brief(config.name)}, {brief(config.image_size)}"
         raise ValueError(f"name must be a text and image_size a whole number, {said}")
     if not isinstance(config.words, tuple) or not all(isinstance(word, str) for word in config.words):
         raise ValueError(f"words must be a list of words, got {brief(config.words)}")
+    if not all(isinstance(word, str) and word.isprintable() for pair in config.origin.items() for word in pair):
+        raise ValueError(f"origin must have a text for each file, got {brief(config.origin)}")
     _check_agreement(config)
     return config
 

@@ -5,17 +5,20 @@ Modules carry diffusers' names. Every spatial transformer has a self-attention l
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..control import Layer, RowControl
 from ..kernels import attention
 from ..kernels.rows import take_rows
+from .checkpointing import checkpoint
 from .configs import UNetConfig
 from .layers import Downsample, ResnetBlock, Upsample
+
+PIECE = 1024  # tokens that the feed-forward layer transforms at once on a CPU
 
 
 class UNet(nn.Module):
@@ -88,7 +91,7 @@ class UNet(nn.Module):
                 x = block(index, x, time, context, control)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
-                x = block.downsamplers[0](x)
+                x = block.run(block.downsamplers[0], x)
                 skips.append(x)
         for index in range(2):
             x = self.mid_block(index, x, time, context, control)
@@ -96,7 +99,7 @@ class UNet(nn.Module):
             for index in range(len(block.resnets)):
                 x = block(index, torch.cat([x, skips.pop()], dim=1), time, context, control)
             if hasattr(block, "upsamplers"):
-                x = block.upsamplers[0](x)
+                x = block.run(block.upsamplers[0], x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     @property
@@ -109,6 +112,9 @@ class Block(nn.Module):
     is one."""
 
     checkpointing = False  # where a gradient is wanted, keep a layer's input only and compute it once more backwards
+    ready: Callable[[nn.Module], object] | None = (
+        None  # called before each layer, where weights are there a layer at a time
+    )
     first_resnet = first_attention = 0  # how many run before this block's
 
     def __init__(self, config: UNetConfig, time_width: int, part: str, level: int):
@@ -127,19 +133,26 @@ class Block(nn.Module):
         first = self.first_resnet if kind == "features" else self.first_attention
         return Layer(kind, first + index, tokens, self.part, self.level)
 
-    def forward(self, *arguments) -> Tensor:
+    def forward(self, index: int, x: Tensor, time: Tensor, context: Tensor, control: RowControl | None) -> Tensor:
         """One ResBlock and its transformer."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._forward, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return self._forward(*arguments)
-
-    def _forward(self, index: int, x: Tensor, time: Tensor, context: Tensor, control: RowControl | None) -> Tensor:
         tokens = x.shape[2] * x.shape[3]
-        x = self.resnets[index](x, time, control and control.features.get(self.layer("features", index, tokens)))
+        rows = control and control.features.get(self.layer("features", index, tokens))
+        x = self.run(self.resnets[index], x, time, rows)
         if index < len(self.attentions):
             layers = [self.layer(kind, index, tokens) for kind in ("self", "cross")]
-            x = self.attentions[index](x, context, control, *layers)
+            x = self.run(self.attentions[index], x, context, control, *layers)
         return x
+
+    def run(self, layer: nn.Module, *arguments) -> Tensor:
+        """One layer of the block, as `checkpointing` and `ready` say."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._run, layer, *arguments)
+        return self._run(layer, *arguments)
+
+    def _run(self, layer: nn.Module, *arguments) -> Tensor:
+        if self.ready is not None:
+            self.ready(layer)
+        return layer(*arguments)
 
 
 class TimeEmbedding(nn.Module):
@@ -231,7 +244,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU: the first half of the projection is the value, the second half, through the exact GELU, its gate."""
+    """GEGLU: the first half of the projection is the value, the second half, through the exact GELU, its gate.
+
+    The hidden layer is eight times as wide as x, and at 4096 tokens a row too large for a processor's cache: on a CPU
+    the tokens go through in pieces.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -239,5 +256,10 @@ class FeedForward(nn.Module):
         self.net[0].proj = nn.Linear(width, 8 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.net[0].proj(x).chunk(2, dim=-1)
+        tokens = x.flatten(0, -2)
+        pieces = tokens.split(PIECE) if x.device.type == "cpu" else [tokens]
+        return torch.cat([self._transform(piece) for piece in pieces]).view(x.shape)
+
+    def _transform(self, tokens: Tensor) -> Tensor:
+        value, gate = self.net[0].proj(tokens).chunk(2, dim=-1)
         return self.net[2](value * F.gelu(gate))

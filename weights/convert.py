@@ -1,0 +1,128 @@
+"""Any checkpoint that loads → a minibaret folder in one dtype, a tensor at a time: `minibaret convert`."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import write_whole
+from ..models.configs import SD15, ModelConfig
+from .detect import find_checkpoint
+from .files import DTYPES, StoredTensor
+from .folder import CONFIG, MERGES, save_config, save_merges
+from .int8 import SCALE, best_scale, to_int8
+from .loading import prepare_network
+from .vocabulary import find_tokenizer, read_tokenizer_at
+
+Count = Callable[[str, int, int], object]
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FORMATS = ("bfloat16", "float16", "float32", "int8")
+KEPT = (
+    0.025  # of a network's weights, at most, are kept in 16 bits where the rest is int8: those with the largest errors
+)
+IMAGE_ENCODER = "image_encoder.safetensors"
+
+
+def convert(
+    path: Path,
+    folder: Path,
+    dtype: str,
+    variant: str | None = None,
+    tokenizer: Path | None = None,
+    sizes: ModelConfig = SD15,
+    watch: Count = lambda *_: None,
+) -> None:
+    """Writes the folder; what it was made of is in its config.json, with the SHA-256 of each file. See `load_model` for
+    path, variant, tokenizer and sizes.
+
+    watch: called with a network's name, how many of its tensors are written, and of how many. dtype: one of FORMATS;
+    "int8" keeps in 16 bits what has a single dimension, and the weights whose error is largest. Files are written
+    whole, config.json last: a folder that lacks it is unfinished, and the same command begins it anew. Raises
+    InputError where `load_model` would, where the folder is there already, and for a number too large for the dtype.
+    """
+    if dtype not in FORMATS:
+        raise InputError(f"dtype must be one of {', '.join(FORMATS)}, got {dtype!r}")
+    checkpoint = find_checkpoint(path, variant, sizes)
+    for part in checkpoint.parts:
+        prepare_network(checkpoint, part)
+    clip = read_tokenizer_at(find_tokenizer(path, tokenizer), checkpoint.config.text_encoder.vocabulary)
+    if (folder / CONFIG).exists() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder} exists already: name a folder that is yet to be made")
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, tensors in checkpoint.parts.items():
+        _write(folder / f"{part}.safetensors", part, tensors, dtype, watch)
+    if checkpoint.config.image_encoder and (path / IMAGE_ENCODER).is_file():
+        write_whole(folder / IMAGE_ENCODER, (path / IMAGE_ENCODER).read_bytes())
+    save_merges(clip.merges, folder / MERGES)
+    files = sorted({tensor.path for tensors in checkpoint.parts.values() for tensor in tensors.values()})
+    origin = {str(file.relative_to(path) if path.is_dir() else file.name): _sha256(file) for file in files}
+    save_config(dataclasses.replace(checkpoint.config, origin=origin), folder)
+
+
+def _write(path: Path, part: str, tensors: Mapping[str, StoredTensor], dtype: str, watch: Count) -> None:
+    """One network's file. The safetensors format: weights/files.py."""
+    scales = _scales(tensors) if dtype == "int8" else {}
+    whole = torch.float16 if dtype == "int8" else getattr(torch, dtype)
+    kinds = {name: torch.int8 if name in scales else whole for name in tensors}
+    kinds |= dict.fromkeys((name + SCALE for name in scales), torch.float32)
+    header, place = {}, 0
+    for name in sorted(kinds, key=lambda name: (-kinds[name].itemsize, name)):  # so that each begins where it may
+        shape = scales[name.removesuffix(SCALE)].shape if name not in tensors else tensors[name].shape
+        end = place + math.prod(shape) * kinds[name].itemsize
+        header[name] = {"dtype": NAMES[kinds[name]], "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def fill(file_name: str) -> None:
+        with open(file_name, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for done, name in enumerate(header, start=1):
+                if name in tensors:
+                    value = _converted(tensors[name].read(), kinds[name], scales.get(name), f"{part}: {name}")
+                    tensors[name].release()
+                else:
+                    value = scales[name.removesuffix(SCALE)]
+                file.write(value.flatten().view(torch.uint8).numpy())
+                watch(part, done, len(header))
+
+    write_whole(path, fill)
+
+
+def _converted(value: Tensor, kind: torch.dtype, scale: Tensor | None, name: str) -> Tensor:
+    if scale is not None:
+        return to_int8(value.float(), scale)
+    found = value.to(kind)
+    if not found.isfinite().all() and value.isfinite().all():
+        raise InputError(f"{name} has numbers that are too large for {str(kind).removeprefix('torch.')}")
+    return found
+
+
+def _scales(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """The scale of each weight that is to be int8. Those with the largest errors are left out, as many as are allowed;
+    and what has a single dimension, which is little."""
+    scales, errors = {}, {}
+    for name, tensor in tensors.items():
+        if len(tensor.shape) > 1:
+            scales[name], errors[name] = best_scale(tensor.read(dtype=torch.float32))
+            tensor.release()
+    room = KEPT * sum(tensor.numel for tensor in tensors.values())
+    for name in sorted(errors, key=errors.get, reverse=True):
+        if tensors[name].numel <= room:
+            room -= tensors[name].numel
+            del scales[name]
+    return scales
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**24):
+            digest.update(piece)
+    return digest.hexdigest()
