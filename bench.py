@@ -5,6 +5,7 @@ python bench.py unet        one forward with and without injection (--weights sd
 python bench.py edit        the edit stage against the naive six rows, with plain attention and with stored maps
 python bench.py tune        an inner iteration of target-text inversion against null-text inversion, three ways
 python bench.py forward     one forward against diffusers on the same weights
+python bench.py total       a whole edit, and null-text inversion with prompt-to-prompt as published: parts times counts
 python bench.py memory      peak memory of a whole edit, without a limit and with (--weights sd15-random --limit 4G)
 python bench.py gpu         all that a first run on a GPU should settle, in minutes (--dry-run: on the CPU, tiny)
 """
@@ -54,6 +55,9 @@ def main() -> int:
     command.set_defaults(dtype="float32")
     command = add("forward")
     command.add_argument("--batch", type=int, default=2, help="rows, default 2")
+    command = add("total", profile=False)
+    command.add_argument("--rounds", type=int, help="of each kind of step, the first not counted; default 2")
+    command.set_defaults(dtype="auto")
     command = add("memory", profile=False)
     command.add_argument("--limit", nargs="+", default=[], help="limits such as 4G, beside none")
     command.add_argument("--files", type=Path, help="folder to write random weights to, or that has them; 4.3 GB")

@@ -273,7 +273,7 @@ class Editor:
         savings = self.savings
         if self.memory_limit is not None:
             free = not self._dtype_is_fixed
-            if file and free and not savings.unet_dtype:
+            if file and free:
                 # An inversion belongs to one dtype of the UNet; of others than the model's a plan knows only bfloat16.
                 half = inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32
                 savings, free = dataclasses.replace(savings, unet_dtype=torch.bfloat16 if half else None), False

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -14,6 +15,10 @@ from .memory import NO_SAVINGS, Savings, parse_limit, resident
 from .methods import METHODS
 from .models.configs import ModelConfig
 from .weights import MINIATURE_FOLDER, OnDemandModel, load_model
+from .weights.detect import find_checkpoint
+from .weights.loading import NARROW
+
+CPU_INFO = Path("/proc/cpuinfo")  # Linux; what other systems have is not looked at
 
 
 def load(
@@ -30,22 +35,29 @@ def load(
 
     weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (the
     first there is of "cuda", "mps" and "cpu"), "cpu", "cuda", "cuda:1", …, "mps"; dtype: "auto" (float16 on CUDA, else
-    float32), "float32", "float16" or "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or
-    "non_ema"; tokenizer: a file, or a folder with one, where the weights have none; memory_limit: what an edit may
-    take, such as "4G", or bytes; savings: ways to need less memory that are taken in any case; compile: compile the
-    UNet with torch.compile, which takes minutes before the first steps; where that fails, a warning says why and the
-    edit goes on without. Raises InputError where something is not what
-    it should be.
+    float32; bfloat16 for a wide UNet, and for it alone, on a CPU that multiplies it), "float32", "float16" or
+    "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
+    folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or bytes; savings:
+    ways to need less memory that are taken in any case; compile: compile the UNet with torch.compile, which takes
+    minutes before the first steps; where that fails, a warning says why and the edit goes on without. Raises InputError
+    where something is not what it should be.
     """
     torch_device = parse_device(device)
-    dtype_is_fixed = dtype != "auto"
-    if not dtype_is_fixed:
+    automatic = dtype == "auto"
+    if automatic:
         dtype = "float16" if torch_device.type == "cuda" else "float32"
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
     if not isinstance(savings, Savings):
         raise InputError(f"savings must be a minibaret.Savings, got {type(savings).__name__}")
+    if dtype == "float16" and torch_device.type == "cpu":
+        warnings.warn("float16 takes several times as long as bfloat16 on a CPU: try that, or float32", stacklevel=2)
     limit = None if memory_limit is None else parse_limit(memory_limit)
+    folder = MINIATURE_FOLDER if weights is None else as_path(weights, "weights")
+    dtype_is_fixed = not automatic or savings.unet_dtype is not None
+    if torch_device.type == "cpu" and not (dtype_is_fixed or compile):
+        found = automatic_dtype(find_checkpoint(folder, variant).config, torch_device)
+        savings = dataclasses.replace(savings, unet_dtype=found if found == torch.bfloat16 else None)
     on_demand = savings.on_demand or savings.streamed or savings.unet_dtype is not None or limit is not None
     compiler = os.environ.get("CXX", "g++")
     if compile and on_demand:
@@ -55,7 +67,6 @@ def load(
         )
     if compile and torch_device.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
-    folder = MINIATURE_FOLDER if weights is None else as_path(weights, "weights")
     torch_dtype, tokenizer_path = getattr(torch, dtype), None if tokenizer is None else as_path(tokenizer, "tokenizer")
     read, process = OnDemandModel if on_demand else load_model, resident()
     with torch.inference_mode(False):  # a caller's would make weights of a kind that no gradient passes
@@ -64,6 +75,16 @@ def load(
         model.unet.forward = torch.compile(model.unet.forward, dynamic=False)
     check_defaults(model.config)
     return Editor(model, savings, limit, dtype_is_fixed, process)
+
+
+def automatic_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Of a UNet whose dtype nobody chose: float16 on CUDA; bfloat16 for a wide one on a CPU that multiplies it, by AMX
+    or AVX512-BF16; else float32."""
+    if device.type == "cuda":
+        return torch.float16
+    features = CPU_INFO.read_text().split() if device.type == "cpu" and CPU_INFO.is_file() else []
+    multiplies = torch.backends.mkldnn.is_available() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(features)
+    return torch.bfloat16 if multiplies and config.unet.channels[0] >= NARROW else torch.float32
 
 
 def check_defaults(config: ModelConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 from minibaret.bench import attention, naive, random_weights
 from minibaret.bench.random_weights import TINY, random_model, write_folder
 from minibaret.bench.roofline import GPUS, Shape, work
+from minibaret.bench.total import PUBLISHED
 from minibaret.methods.baret import BaretKnobs
 from minibaret.weights import load_model
 
@@ -129,6 +130,23 @@ def test_forward(bench):
     assert result["difference"] < 1e-4 and result["ratio_to_channels_last"] > 0
 
 
+def test_total(bench):
+    pytest.importorskip("diffusers", reason="total is measured against diffusers")
+    code, result, _ = bench("total", "--weights", "tiny-random", "--rounds", "2", "--dtype", "bfloat16", "--json")
+    assert code == 0 and result["card"]["unet_dtype"] == "bfloat16"
+    ours, theirs = ([line for line in result["table"] if line["by"] == who] for who in ("minibaret", PUBLISHED))
+    edit = [line["count"] for line in ours if line["part"].startswith("a step of the edit")]
+    assert sum(edit) == 50 and len(edit) == 3
+    tuning = next(line for line in ours if "target-text" in line["part"])
+    assert tuning["count"] == 50 and 1 <= tuning["gradient_passes"] <= BaretKnobs().inner_steps
+    assert next(line["count"] for line in theirs if "gradient" in line["part"]) == 500
+    for (*parts, whole), seconds in ((ours, result["seconds"]), (theirs, result["published_seconds"])):
+        assert whole["seconds"] == seconds == pytest.approx(sum(line["seconds"] for line in parts))
+        assert all(line["seconds"] == pytest.approx(line["count"] * line["each_ms"] / 1e3, abs=1e-4) for line in parts)
+    assert result["ratio_to_published"] == pytest.approx(result["seconds"] / result["published_seconds"], abs=1e-4)
+    assert result["parts"] == {line["part"]: line["seconds"] for line in ours}
+
+
 def test_memory(bench, tmp_path):
     code, result, _ = bench("memory", "--weights", "tiny-random", "--files", str(tmp_path), "--limit", "5G", "--json")
     assert code == 0 and [line["limit"] for line in result["table"]] == [None, 5 * 10**9]
@@ -136,7 +154,7 @@ def test_memory(bench, tmp_path):
         assert 10**8 < line["peak_memory"] < 10**9 and line["memory_estimate"] > 10**8 and line["savings"] == "none"
 
 
-@pytest.mark.parametrize("command", ["tune", "forward"])
+@pytest.mark.parametrize("command", ["tune", "forward", "total"])
 def test_without_diffusers_it_is_said(bench, command, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     code, _, said = bench(command, *SMALL)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from ..files import write_whole
 from ..models.configs import SD15, ModelConfig
 from .detect import find_checkpoint
 from .files import DTYPES, StoredTensor
-from .folder import CONFIG, MERGES, save_config, save_merges
+from .folder import CHANNELS_LAST, CONFIG, MERGES, save_config, save_merges
 from .int8 import SCALE, best_scale, to_int8
 from .loading import prepare_network
 from .vocabulary import find_tokenizer, read_tokenizer_at
@@ -69,38 +70,42 @@ def _write(path: Path, part: str, tensors: Mapping[str, StoredTensor], dtype: st
     """One network's file. The safetensors format: weights/files.py."""
     scales = _scales(tensors) if dtype == "int8" else {}
     whole = torch.float16 if dtype == "int8" else getattr(torch, dtype)
-    kinds = {name: torch.int8 if name in scales else whole for name in tensors}
-    kinds |= dict.fromkeys((name + SCALE for name in scales), torch.float32)
+    entries = {name + SCALE: (torch.float32, scale.shape, lambda scale=scale: scale) for name, scale in scales.items()}
+    for name, tensor in tensors.items():
+        last = part == "unet" and dtype in ("float16", "bfloat16") and len(tensor.shape) == 4
+        kind, key = torch.int8 if name in scales else whole, name + CHANNELS_LAST * last
+        shape = tuple(tensor.shape[place] for place in (0, 2, 3, 1)) if last else tensor.shape
+        read = partial(_converted, tensor, kind, scales.get(name), last, f"{part}: {name}")
+        entries[key] = kind, shape, read
     header, place = {}, 0
-    for name in sorted(kinds, key=lambda name: (-kinds[name].itemsize, name)):  # so that each begins where it may
-        shape = scales[name.removesuffix(SCALE)].shape if name not in tensors else tensors[name].shape
-        end = place + math.prod(shape) * kinds[name].itemsize
-        header[name] = {"dtype": NAMES[kinds[name]], "shape": list(shape), "data_offsets": [place, end]}
-        place = end
+    for key in sorted(entries, key=lambda key: (-entries[key][0].itemsize, key)):  # so that each begins where it may
+        kind, shape, _ = entries[key]
+        end = place + math.prod(shape) * kind.itemsize
+        header[key], place = {"dtype": NAMES[kind], "shape": list(shape), "data_offsets": [place, end]}, end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
 
     def fill(file_name: str) -> None:
         with open(file_name, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for done, name in enumerate(header, start=1):
-                if name in tensors:
-                    value = _converted(tensors[name].read(), kinds[name], scales.get(name), f"{part}: {name}")
-                    tensors[name].release()
-                else:
-                    value = scales[name.removesuffix(SCALE)]
-                file.write(value.flatten().view(torch.uint8).numpy())
+            for done, key in enumerate(header, start=1):
+                file.write(entries[key][-1]().contiguous().flatten().view(torch.uint8).numpy())
                 watch(part, done, len(header))
 
     write_whole(path, fill)
 
 
-def _converted(value: Tensor, kind: torch.dtype, scale: Tensor | None, name: str) -> Tensor:
+def _converted(stored: StoredTensor, kind: torch.dtype, scale: Tensor | None, last: bool, name: str) -> Tensor:
+    value = stored.read(dtype=torch.float32 if scale is not None else None)
     if scale is not None:
-        return to_int8(value.float(), scale)
-    found = value.to(kind)
-    if not found.isfinite().all() and value.isfinite().all():
-        raise InputError(f"{name} has numbers that are too large for {str(kind).removeprefix('torch.')}")
+        found = to_int8(value, scale)
+    else:
+        found = value.to(kind)
+        if not found.isfinite().all() and value.isfinite().all():
+            raise InputError(f"{name} has numbers that are too large for {str(kind).removeprefix('torch.')}")
+    found = found.permute(0, 2, 3, 1) if last else found
+    found = found.clone(memory_format=torch.contiguous_format)  # the file's pages are handed back
+    stored.release()
     return found
 
 

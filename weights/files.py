@@ -46,11 +46,15 @@ class StoredTensor:
     shape: tuple[int, ...]
     begin: int  # byte of the file
     pages: mmap.mmap
+    channels_last: bool = False  # a convolution's weight, in the file as (out, height, width, in)
 
     @property
     def mapped(self) -> torch.Tensor:
         """The pages themselves. In a file whose header has an odd length no operation but `clone` may use them."""
         flat = torch.frombuffer(self.pages, dtype=self.dtype, count=self.numel, offset=self.begin)
+        if self.channels_last:
+            channels_out, channels_in, height, width = self.shape
+            return flat.view(channels_out, height, width, channels_in).permute(0, 3, 1, 2)
         return flat.view(self.shape)
 
     @property

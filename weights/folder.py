@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save as to_bytes
@@ -12,11 +13,13 @@ from ..files import brief, read_json, write_whole
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
 from ..models.tokenizer import LENGTH, ClipTokenizer
+from .files import StoredTensor
 from .strict import load_part
 from .vocabulary import read_tokenizer_at
 
 MINIATURE_FOLDER = Path(__file__).parent / "miniature"
 CONFIG, MERGES = "config.json", "merges.txt"
+CHANNELS_LAST = ".channels_last"
 PART_CONFIGS = {
     "unet": UNetConfig,
     "text_encoder": TextEncoderConfig,
@@ -117,6 +120,19 @@ def _alike(value: object, default: object, most: int = MOST_OF_OTHERS) -> bool:
         return isinstance(value, bool)
     kinds = int | float if isinstance(default, float) else int
     return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= most
+
+
+def in_shape(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of a folder's file under the networks' own names. A name that ends in CHANNELS_LAST is that of a
+    convolution's weight in this order: what it is computed in in half precision, so that it is used where it lies."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith(CHANNELS_LAST) and len(tensor.shape) == 4:
+            out, height, width, into = tensor.shape
+            tensor = replace(tensor, shape=(out, into, height, width), channels_last=True)
+            name = name.removesuffix(CHANNELS_LAST)
+        found[name] = tensor
+    return found
 
 
 def save_config(config: ModelConfig, folder: Path) -> None:

@@ -21,7 +21,7 @@ CLIPS = (1.0, 0.9, 0.8, 0.7)  # what may become 127, as a share of a channel's l
 class Quantised(StoredTensor):
     """A tensor of int8 in a file, with its scale; read as what they stand for."""
 
-    scale: StoredTensor
+    scale: StoredTensor | None = None
     is_weight = True
 
     def read(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:

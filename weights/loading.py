@@ -79,7 +79,7 @@ def fastest_format(network: nn.Module, device: torch.device, dtype: torch.dtype)
     """Of the convolutions' weights there."""
     if isinstance(network, UNet):
         narrow = device.type == "cpu" and network.config.channels[0] < NARROW
-        half = device.type == "cuda" and dtype != torch.float32  # what tensor cores convolve in
+        half = device.type in ("cpu", "cuda") and dtype != torch.float32  # as matrix units convolve
         if narrow or half:
             return torch.channels_last
     return torch.preserve_format

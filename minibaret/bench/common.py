@@ -30,11 +30,15 @@ TOKENS = 77  # of a prompt
 
 
 def complete(options: argparse.Namespace) -> None:
-    """The device and dtype that were not given. Raises InputError where a file that is wanted could not be written."""
+    """The device and dtype that were not given; the dtype None where `load`'s automatic one is wanted. Raises
+    InputError where a file that is wanted could not be written."""
     if getattr(options, "trace", None):
         check_place(options.trace, force=True)
     options.device = parse_device(options.device or "auto")
-    options.dtype = getattr(torch, options.dtype or ("float16" if options.device.type == "cuda" else "float32"))
+    if options.dtype == "auto":
+        options.dtype = None
+    else:
+        options.dtype = getattr(torch, options.dtype or ("float16" if options.device.type == "cuda" else "float32"))
 
 
 def begin(
