@@ -267,6 +267,7 @@ class Editor:
             tuning=bool(method.copies or (method.tunes and getattr(knobs, "inner_steps", 1) > 0 and not done)),
             dtype=self.model.dtype,
             device=self.device,
+            stored=self.model.stored("unet") if isinstance(self.model, OnDemandModel) else None,
             process=self._process,
             copies=sum(parameters[part] for part in method.copies),
         )

@@ -25,7 +25,9 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "G
 
 # Measured with `bench.py memory --table`, malloc's slack included. Bytes on the CPU: what a tokenizer adds to the
 # process; then the first forward, kernels that are compiled and pages of PyTorch's code; then the first gradient.
-LOADED, FORWARD, BACKWARD = 0.03e9, 0.05e9, 0.07e9
+LOADED, FORWARD, BACKWARD = 0.03e9, 0.05e9, 0.09e9
+DECODER = 0.6  # of the VAE's weights: of those that lie in the file, only what is used is in memory
+LAYER, COPY_OF = 1.3, 0.6  # of a layer's weights: with a convolution's, in the order that it computes in; that alone
 # Numbers in memory at once while a layer runs, by those of its widest input, of one row: without a gradient; with what
 # is kept for one.
 ROW = {"resnet": 5, "attention": 14, "sampler": 4}
@@ -73,6 +75,7 @@ class Work:
     tuning: bool  # whether there is a gradient at all
     dtype: torch.dtype
     device: torch.device
+    stored: torch.dtype | None = None  # of the UNet's weights in their file; None: as they are computed with
     process: int = 0  # bytes that it takes before any network is read
     copies: int = 0  # weights of networks that are tuned, as copies in float32
 
@@ -96,6 +99,8 @@ def estimate(work: Work, savings: Savings) -> int:
     resident = weights if savings.on_demand else dict.fromkeys(weights, sum(weights.values()))
     if savings.streamed:
         resident["unet"] = 0
+    if savings.on_demand and work.stored == dtypes["vae"]:
+        resident["vae"] = DECODER * weights["vae"]
     vae, unet = _vae(work, savings, dtypes["vae"]), _unet(work, savings, dtypes["unet"])
     needed = max(resident["text_encoder"], resident["vae"] + vae, resident["unet"] + unet)
     process = work.process + LOADED + FORWARD + BACKWARD * work.tuning if work.device.type == "cpu" else 0
@@ -111,13 +116,14 @@ def _vae(work: Work, savings: Savings, dtype: torch.dtype) -> float:
 
 
 def _unet(work: Work, savings: Savings, dtype: torch.dtype) -> float:
-    """Bytes beside the weights that stay: the most that any layer needs while it runs. A convolution copies its weights
-    to the order that it computes in."""
+    """Bytes beside the weights that stay: the most that any layer needs while it runs."""
     layers, number, latents = list(unet_layers(work.config.unet)), dtype.itemsize, math.prod(work.size)
     latents //= work.config.latent_factor**2
     factor, number = (COPY_TUNED, 4) if work.copies else (1.0, number)
     sizes = [latents / 4**layer.level * number for layer in layers]  # bytes of one channel
-    weights = [(layer.largest + layer.weights * savings.streamed) * number for layer in layers]
+    weights = [layer.weights * number * (LAYER if savings.streamed else COPY_OF) for layer in layers]
+    if savings.streamed and work.stored not in (None, dtype):  # one is read at a time, beside what it becomes
+        weights = [layer.weights * number + layer.largest * work.stored.itemsize for layer in layers]
     rows = max(
         own + work.rows * size * (ROW[layer.kind] * layer.width + 4**layer.level * layer.skips)
         for layer, size, own in zip(layers, sizes, weights)

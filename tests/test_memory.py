@@ -13,7 +13,7 @@ from PIL import Image
 from runs import OTHER, PROMPT, stop_after
 
 import minibaret
-from minibaret import InputError, Savings, memory, tiled_vae
+from minibaret import InputError, Savings, loading, tiled_vae
 from minibaret.bench.common import peak_bytes
 from minibaret.bench.random_weights import TINY, write_folder
 from minibaret.images import to_pixels
@@ -324,16 +324,16 @@ def test_the_plan_takes_what_is_needed_and_nothing_else():
             break
         assert estimate(WORK, savings) < previous
         previous = estimate(WORK, savings)
-    assert savings == Savings(on_demand=True, checkpointing=True, unet_dtype=torch.bfloat16)
-    assert plan(4 * 10**9, WORK, Savings(), True) == Savings(on_demand=True, unet_dtype=torch.bfloat16)
+    assert savings == Savings(True, True, True, streamed=True)
+    assert plan(2 * 10**9, WORK, Savings(), True) == Savings(True, True, True, streamed=True)  # the same numbers
     asked = Savings(tiled_vae=True)
     assert plan(10**11, WORK, asked, True) == asked
     assert plan(4 * 10**9, WORK, asked, True).tiled_vae
 
 
 def test_a_dtype_that_was_chosen_is_kept():
-    with pytest.raises(InputError, match=r"needs [\d.]+G at least"):
-        plan(4 * 10**9, WORK, Savings(), False)
+    with pytest.raises(InputError, match=r"needs \d+M at least"):
+        plan(6 * 10**8, WORK, Savings(), False)
     half = dataclasses.replace(WORK, dtype=torch.float16)
     assert plan(4 * 10**9, half, Savings(), True).unet_dtype is None
 
@@ -368,14 +368,19 @@ def test_a_dtype_of_the_unet_alone_takes_effect_without_a_limit():
     assert editor.model.vae.quant_conv.weight.dtype == torch.float32
 
 
+def least_without_tuning(editor: minibaret.Editor, dtype: torch.dtype | None = None) -> int:
+    parameters = editor.model.parameter_counts()
+    work = Work(editor.config, parameters, (128, 128), 6, False, torch.float32, CPU, stored=torch.float16)
+    return estimate(work, Savings(True, True, True, dtype, streamed=True))
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_an_edit_from_a_finished_inversion_is_planned_in_its_dtype_and_without_tuning(monkeypatch, dtype):
     """With a limit that has room for the rows of an edit, if for nothing else."""
-    monkeypatch.setattr(memory, "ROW", 1)  # the tuning takes more than the rows, as at full size without savings
+    monkeypatch.setattr(loading, "resident", lambda: 0)
     making = minibaret.load(savings=Savings(unet_dtype=dtype))
     inversion = making.invert(dog(128, 128), PROMPT, inversion_prompt="null", **BRIEF)
-    work = Work(making.config, making.model.parameter_counts(), (128, 128), 6, False, torch.float32, CPU)
-    for limit in (10**11, estimate(work, Savings(True, True, True, dtype))):
+    for limit in (10**11, least_without_tuning(making, dtype)):
         saving = minibaret.load(memory_limit=limit)
         result = saving.edit(dog(128, 128), PROMPT, pictures=(), inversion=inversion)
         assert result.savings.unet_dtype == dtype and result.memory_estimate <= limit
@@ -384,12 +389,11 @@ def test_an_edit_from_a_finished_inversion_is_planned_in_its_dtype_and_without_t
 
 
 def test_an_unfinished_inversion_is_planned_with_the_tuning_that_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "ROW", 1)
+    monkeypatch.setattr(loading, "resident", lambda: 0)
     making, file = minibaret.load(), tmp_path / "dog.safetensors"
     with pytest.raises(KeyboardInterrupt):
         making.invert(dog(128, 128), PROMPT, file=file, watch=stop_after(3), **BRIEF)
     begun = load_inversion(unfinished_path(file))
-    work = Work(making.config, making.model.parameter_counts(), (128, 128), 6, False, torch.float32, CPU)
-    saving = minibaret.load(memory_limit=estimate(work, Savings(True, True, True)))
+    saving = minibaret.load(memory_limit=least_without_tuning(making))
     with pytest.raises(InputError, match="cannot be kept"):
         saving.edit(dog(128, 128), PROMPT, inversion=begun)

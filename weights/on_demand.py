@@ -1,6 +1,7 @@
 """A model whose networks are read when they are first used, each dtype for itself, and can be freed."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,10 @@ class OnDemandModel:
         """How many parameters each network has."""
         parts = self._checkpoint.parts.items()
         return {part: sum(math.prod(tensor.shape) for tensor in tensors.values()) for part, tensors in parts}
+
+    def stored(self, part: str) -> torch.dtype:
+        """What most of the network's tensors are in the file."""
+        return Counter(tensor.dtype for tensor in self._checkpoint.parts[part].values()).most_common(1)[0][0]
 
     def network(self, part: str, dtype: torch.dtype | None = None, streamed: bool = False) -> nn.Module:
         """The network "unet", "vae" or "text_encoder", ready to run: as it is there already, or read now.
