@@ -215,12 +215,15 @@ def test_interleaved_edits_of_one_editor_do_not_disturb_each_other(tiny, picture
 
 STREAMED = """
 import sys
-from itertools import zip_longest
 from pathlib import Path
 import torch
 from minibaret.memory import peak_memory, resident
 from minibaret.weights import OnDemandModel
 model = OnDemandModel(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
+if sys.argv[3] == "streamed":  # with as much data as it should need at most, which read-only pages are not
+    import resource
+    data = int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (data + 300 * 10**6,) * 2)
 unet = model.network("unet", streamed=sys.argv[3] == "streamed")
 unet.set_checkpointing(True)
 context = torch.zeros(1, 77, 24, dtype=model.dtype)
@@ -236,7 +239,7 @@ print(peak_memory(torch.device("cpu")) - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_streamed_weights_are_in_memory_a_layer_at_a_time(tmp_path):
-    """240 MB of them, where they lie and converted."""
+    """400 MB of them, where they lie and converted, where the process may not have as much data."""
     unet = dataclasses.replace(TINY.unet, channels=(128, 256, 512, 512), groups=32)
     write_folder(tmp_path, dataclasses.replace(TINY, unet=unet))
     peaks = {}
@@ -245,6 +248,37 @@ def test_streamed_weights_are_in_memory_a_layer_at_a_time(tmp_path):
         peaks[dtype, way] = int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
     assert peaks["float32", "whole"] > 4 * OnDemandModel(tmp_path).parameter_counts()["unet"] > 300e6
     assert max(peaks["float32", "streamed"], peaks["bfloat16", "streamed"]) < 0.5 * peaks["float32", "whole"]
+
+
+GROWTH = """
+import sys
+import minibaret
+from minibaret.memory import resident
+from minibaret.miniature.world.drawing import render
+from minibaret.miniature.world.scene import Scene
+editor = minibaret.load(sys.argv[1], memory_limit="1500M")
+picture = render(Scene(1, "dog", "standing", "brown", "grass"))
+after = []
+for number in range(20):
+    size = [(64, 64), (128, 64), (64, 128), (128, 128), (192, 64)][number % 5]
+    editor.edit(picture, "a brown dog", size=size, steps=1, inner_steps=1)
+    after.append(resident())
+print(max(after[15:]) / max(after[:10]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_twenty_edits_of_five_sizes_do_not_grow(tiny):
+    done = subprocess.run([sys.executable, "-c", GROWTH, str(tiny)], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 1.02
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_package_takes_little_memory_before_it_works():
+    code = (
+        "import minibaret; minibaret.Editor, minibaret.load; from minibaret.memory import resident; print(resident())"
+    )
+    assert int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout) < 0.3e9
 
 
 @pytest.mark.parametrize("config", [SD15.unet, MINIATURE.unet, TINY.unet])

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,9 @@ from .vocabulary import find_tokenizer, read_tokenizer_at
 
 Count = Callable[[str, int, int], object]
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+BLOCK = re.compile(r"(?:down|up)_blocks\.(\d+)\.")  # of the UNet and the VAE; on the way up the coarsest is the first
 FORMATS = ("bfloat16", "float16", "float32", "int8")
-KEPT = (
-    0.025  # of a network's weights, at most, are kept in 16 bits where the rest is int8: those with the largest errors
-)
+KEPT = 0.028  # of a network's weights, at most, are kept in 16 bits where others are int8: those that hurt most
 IMAGE_ENCODER = "image_encoder.safetensors"
 
 
@@ -110,19 +110,36 @@ def _converted(stored: StoredTensor, kind: torch.dtype, scale: Tensor | None, la
 
 
 def _scales(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """The scale of each weight that is to be int8. Those with the largest errors are left out, as many as are allowed;
-    and what has a single dimension, which is little."""
-    scales, errors = {}, {}
+    """The scale of each weight that is to be int8. Left out are those that hurt most, as many as are allowed, and what
+    has a single dimension, which is little.
+
+    What hurts: the error, a quarter of it for each level down. Of a UNet of random weights at Stable Diffusion 1.5's
+    size in int8 the finest level's blocks, 3 % of it, make half of the error of the noise; those of the two coarsest
+    levels, five sixths of it, a seventh.
+    """
+    scales, harm = {}, {}
+    levels = 1 + max((int(found[1]) for found in map(BLOCK.search, tensors) if found), default=0)
     for name, tensor in tensors.items():
         if len(tensor.shape) > 1:
-            scales[name], errors[name] = best_scale(tensor.read(dtype=torch.float32))
+            scales[name], error = best_scale(tensor.read(dtype=torch.float32))
             tensor.release()
+            harm[name] = error / 4 ** _level(name, levels)
     room = KEPT * sum(tensor.numel for tensor in tensors.values())
-    for name in sorted(errors, key=errors.get, reverse=True):
+    for name in sorted(harm, key=harm.get, reverse=True):
         if tensors[name].numel <= room:
             room -= tensors[name].numel
             del scales[name]
     return scales
+
+
+def _level(name: str, levels: int) -> int:
+    """Where a weight stands in the UNet or the VAE: 0 is the finest, and outside of all levels."""
+    if "mid_block" in name:
+        return levels - 1
+    found = BLOCK.search(name)
+    if not found:
+        return 0
+    return levels - 1 - int(found[1]) if "up_blocks" in name else int(found[1])
 
 
 def _sha256(path: Path) -> str:
