@@ -261,5 +261,7 @@ class FeedForward(nn.Module):
         return torch.cat([self._transform(piece) for piece in pieces]).view(x.shape)
 
     def _transform(self, tokens: Tensor) -> Tensor:
-        value, gate = self.net[0].proj(tokens).chunk(2, dim=-1)
+        project = self.net[0].proj
+        halves = zip(project.weight.chunk(2), project.bias.chunk(2))  # as two products: each is contiguous
+        value, gate = (F.linear(tokens, *half) for half in halves)
         return self.net[2](value * F.gelu(gate))
