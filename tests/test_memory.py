@@ -398,7 +398,7 @@ def test_a_dtype_of_the_unet_alone_takes_effect_without_a_limit():
         Savings(unet_dtype="bfloat16")
     editor = minibaret.load(savings=Savings(unet_dtype=torch.bfloat16))
     result = editor.edit(dog(128, 128), PROMPT, steps=1, inner_steps=0)
-    assert str(result.savings) == "UNet in bfloat16" and editor.model.unet.dtype == torch.bfloat16
+    assert str(result.savings) == "UNet in bfloat16" and editor.sd.unet.dtype == torch.bfloat16
     assert editor.model.vae.quant_conv.weight.dtype == torch.float32
 
 
