@@ -6,7 +6,7 @@ python bench.py edit        the edit stage against the naive six rows, with plai
 python bench.py tune        an inner iteration of target-text inversion against null-text inversion, three ways
 python bench.py forward     one forward against diffusers on the same weights
 python bench.py total       a whole edit, and null-text inversion with prompt-to-prompt as published: parts times counts
-python bench.py memory      peak memory of a whole edit, without a limit and with (--weights sd15-random --limit 4G)
+python bench.py memory      peak memory of a whole edit (--weights sd15-random --dtype bfloat16 --limit 1G; --table)
 python bench.py gpu         all that a first run on a GPU should settle, in minutes (--dry-run: on the CPU, tiny)
 """
 
@@ -59,8 +59,12 @@ def main() -> int:
     command.add_argument("--rounds", type=int, help="of each kind of step, the first not counted; default 2")
     command.set_defaults(dtype="auto")
     command = add("memory", profile=False)
-    command.add_argument("--limit", nargs="+", default=[], help="limits such as 4G, beside none")
-    command.add_argument("--files", type=Path, help="folder to write random weights to, or that has them; 4.3 GB")
+    command.add_argument("--limit", nargs="+", default=[], help="limits such as 4G, or none; default none")
+    command.add_argument(
+        "--table", action="store_true", help="eight edits, and whether the estimate holds within 10 %%"
+    )
+    command.add_argument("--times", action="store_true", help="instead, what streamed weights cost in time")
+    command.add_argument("--files", type=Path, help="folder to write random weights to, or that has them; 6.4 GB")
     command = commands.add_parser("gpu")
     command.add_argument("--minutes", type=float, default=8, help="at most, default 8")
     command.add_argument("-o", "--output", type=Path, required=True, help="folder for gpu.json, report.md and log.txt")

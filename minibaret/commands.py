@@ -260,6 +260,14 @@ def _sources(spec: str, side: int) -> list[Source]:
     return found
 
 
+def convert(options: argparse.Namespace) -> None:
+    with ProgressBars() as bars:
+        weights.convert(
+            options.path, options.output, options.dtype, options.variant, options.tokenizer, watch=bars.count
+        )
+    print(f"{options.output}: {options.dtype}, {sum(file.stat().st_size for file in options.output.iterdir()):,} bytes")
+
+
 def inspect(options: argparse.Namespace) -> None:
     device = parse_device(options.device) if options.device else None
     if (options.path / CONFIG).is_file():
@@ -366,5 +374,6 @@ def _report(options: argparse.Namespace, result: Result) -> None:
 
 
 COMMANDS = {
-    command.__name__: command for command in (edit, compare, methods, invert, generate, maps, evaluate, inspect)
+    command.__name__: command
+    for command in (edit, compare, methods, invert, generate, maps, evaluate, convert, inspect)
 }

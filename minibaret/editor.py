@@ -16,7 +16,7 @@ from .files import as_path, check_place
 from .images import FITS, Picture, fit_image, read_image
 from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inversion, unfinished_path
 from .maps import MapCollector, MapRequest, check_request, find_words
-from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, peak_memory, plan
+from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, peak_memory, plan, resident
 from .methods import Job, Knobs, Method, find
 from .models.configs import ModelConfig
 from .pipeline import Counts, StableDiffusion
@@ -40,15 +40,17 @@ class Editor:
         savings: Savings = NO_SAVINGS,
         memory_limit: int | None = None,
         dtype_is_fixed: bool = False,
+        process: int | None = None,
     ):
         """savings: of memory, on_demand and unet_dtype only with an OnDemandModel. memory_limit: bytes, with an
         OnDemandModel: every edit adds the savings that it needs; the UNet's dtype is among them unless
-        `dtype_is_fixed`."""
+        `dtype_is_fixed`. process: bytes that the process took before the model was read, now if None."""
         self.model, self.config, self.device = model, model.config, model.device
         self.savings, self.memory_limit, self._dtype_is_fixed = savings, memory_limit, dtype_is_fixed
         if memory_limit is not None and self.device.type == "cuda":  # where PyTorch can be held to it
             total = torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(memory_limit / total, 1.0), self.device)
+        self._process = resident() if process is None else process
         self.sd = StableDiffusion(model, savings)  # to embed, encode and decode with
 
     def settings(self, method: AnyMethod = "baret", preset: str | None = None, **changes) -> Knobs:
@@ -264,6 +266,8 @@ class Editor:
             tuning=bool(method.copies or (method.tunes and getattr(knobs, "inner_steps", 1) > 0 and not done)),
             dtype=self.model.dtype,
             device=self.device,
+            stored=self.model.stored("unet") if isinstance(self.model, OnDemandModel) else None,
+            process=self._process,
             copies=sum(parameters[part] for part in method.copies),
         )
         savings = self.savings

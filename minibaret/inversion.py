@@ -10,8 +10,7 @@ tensors.
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import InputError
 from .files import absent, as_path, brief, write_whole
@@ -54,7 +53,7 @@ class Origin:
         dtype = str(sd.savings.unet_dtype or sd.model.dtype).removeprefix("torch.")
         if dtype not in sd.model.digests:  # found once for a model
             order = ("text_encoder", "vae", "unet")  # the one needed next is read last
-            sd.model.digests[dtype] = {part: network_digest(sd.network(part)) for part in order}
+            sd.model.digests[dtype] = {part: digest_of(getattr(sd.config, part), sd.weights(part)) for part in order}
         return cls(picture_digest(picture), picture.size, fit, sd.model.digests[dtype], dtype)
 
     def differences(self, wanted: "Origin") -> list[str]:
@@ -319,15 +318,13 @@ def _said(key: str, was, wanted) -> str:
     return f"{shown(key).replace('_', ' ')} {words[0]}, not {words[1]}"
 
 
-def network_digest(network: nn.Module) -> str:
-    """SHA-256 over the network's config and each tensor's name, dtype, shape and every byte, as they are in memory: the
-    same weights in another dtype, or a single value that changed, give another. It does not see the code that runs
-    them. Takes seconds for the gigabytes of Stable Diffusion 1.5; threads share the work."""
-    tensors = sorted(network.state_dict().items())
-    digest = hashlib.sha256(repr(network.config).encode())
-    with ThreadPoolExecutor() as threads:
-        for (name, tensor), content in zip(tensors, threads.map(tensor_digest, [tensor for _, tensor in tensors])):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + content)
+def digest_of(config: object, weights: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over a network's config and the name, dtype, shape and every byte of each of its weights, as they are in
+    memory: the same weights in another dtype, or a single value that changed, give another. It does not see the code
+    that runs them. Takes seconds for the gigabytes of Stable Diffusion 1.5."""
+    digest = hashlib.sha256(repr(config).encode())
+    for name, tensor in weights:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + tensor_digest(tensor))
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ import torch
 from .editor import Editor, defaults_of
 from .errors import InputError
 from .files import as_path, brief
-from .memory import NO_SAVINGS, Savings, parse_limit
+from .memory import NO_SAVINGS, Savings, parse_limit, resident
 from .methods import METHODS
 from .models.configs import ModelConfig
 from .weights import MINIATURE_FOLDER, OnDemandModel, load_model
@@ -58,7 +58,7 @@ def load(
     if torch_device.type == "cpu" and not (dtype_is_fixed or compile):
         found = automatic_dtype(find_checkpoint(folder, variant).config, torch_device)
         savings = dataclasses.replace(savings, unet_dtype=found if found == torch.bfloat16 else None)
-    on_demand = savings.on_demand or savings.unet_dtype is not None or limit is not None
+    on_demand = savings.on_demand or savings.streamed or savings.unet_dtype is not None or limit is not None
     compiler = os.environ.get("CXX", "g++")
     if compile and on_demand:
         raise InputError(
@@ -68,13 +68,13 @@ def load(
     if compile and torch_device.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"compile was wanted, which needs a C++ compiler, but there is no {compiler} here")
     torch_dtype, tokenizer_path = getattr(torch, dtype), None if tokenizer is None else as_path(tokenizer, "tokenizer")
-    read = OnDemandModel if on_demand else load_model
+    read, process = OnDemandModel if on_demand else load_model, resident()
     with torch.inference_mode(False):  # a caller's would make weights of a kind that no gradient passes
         model = read(folder, torch_device, torch_dtype, variant, tokenizer_path)
     if compile:
         model.unet.forward = torch.compile(model.unet.forward, dynamic=False)
     check_defaults(model.config)
-    return Editor(model, savings, limit, dtype_is_fixed)
+    return Editor(model, savings, limit, dtype_is_fixed, process)
 
 
 def automatic_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:

@@ -8,11 +8,13 @@ import contextlib
 import ctypes
 import itertools
 import math
+import operator
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -21,17 +23,19 @@ from .models.configs import ModelConfig, UNetConfig
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
-# Measured with `bench.py memory`, malloc's slack included. The unit of activations is one layer at full size: for the
-# UNet latent pixels · channels[0], for the VAE picture pixels · channels[0].
-PROCESS = 0.45e9  # bytes on the CPU: Python, PyTorch and its libraries
-COPIES = 0.04  # of the UNet's weights: a convolution's, in the order that it computes in
-ROW = 44  # the UNet, each row, without a gradient
-TUNED = 37  # the UNet, one row forward and backward, for each of its layers
-CHECKPOINTED, CHECKPOINT = 100, 1.5  # the same with checkpointing: the layer in hand, and what is kept of each
+# Measured with `bench.py memory --table`, malloc's slack included. Bytes on the CPU: what a tokenizer adds to the
+# process; then the first forward, kernels that are compiled and pages of PyTorch's code; then the first gradient.
+LOADED, FORWARD, BACKWARD = 0.03e9, 0.05e9, 0.09e9
+DECODER = 0.6  # of the VAE's weights: of those that lie in the file, only what is used is in memory
+LAYER, COPY_OF = 1.3, 0.6  # of a layer's weights: with a convolution's, in the order that it computes in; that alone
+# Numbers in memory at once while a layer runs, by those of its widest input, of one row: without a gradient; with what
+# is kept for one.
+ROW = {"resnet": 5, "attention": 14, "sampler": 4}
+KEPT = {"resnet": 10, "attention": 40, "sampler": 4}
 COPY = 16  # bytes for a weight of a tuned copy: the weight, its gradient and Adam's two averages, in float32
 COPY_TUNED = 1.15  # of the same layers, where weights have gradients too
-VAE, TILED_VAE = 12, 5
-HALF = 1.5  # half precision does not halve it all: some is computed in float32 there too
+VAE = 12  # picture pixels · channels[0], as it is; in tiles: _tiles()
+STRIPS = 0.05e9  # bytes of a tile and what is made of it
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Savings:
     tiled_vae: bool = False
     checkpointing: bool = False  # of target-text inversion: a third more time there
     unet_dtype: torch.dtype | None = None  # None: that of the other networks
+    streamed: bool = False  # of the UNet's weights only a layer's are in memory; with networks on demand, checkpointing
 
     def __post_init__(self) -> None:
         if self.unet_dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
@@ -50,6 +55,7 @@ class Savings:
     def __str__(self) -> str:
         names = ["networks on demand"] * self.on_demand + ["tiled VAE"] * self.tiled_vae
         names += ["gradient checkpointing"] * self.checkpointing
+        names += ["streamed weights"] * self.streamed
         if self.unet_dtype:
             names.append(f"UNet in {str(self.unet_dtype).removeprefix('torch.')}")
         return ", ".join(names) or "none"
@@ -69,6 +75,8 @@ class Work:
     tuning: bool  # whether there is a gradient at all
     dtype: torch.dtype
     device: torch.device
+    stored: torch.dtype | None = None  # of the UNet's weights in their file; None: as they are computed with
+    process: int = 0  # bytes that it takes before any network is read
     copies: int = 0  # weights of networks that are tuned, as copies in float32
 
 
@@ -88,29 +96,95 @@ def estimate(work: Work, savings: Savings) -> int:
     """Bytes that the edit takes at its peak."""
     dtypes = dict.fromkeys(work.parameters, work.dtype) | {"unet": savings.unet_dtype or work.dtype}
     weights = {part: count * dtypes[part].itemsize for part, count in work.parameters.items()}
-    vae, unet = work.config.vae, work.config.unet
-    pixels = work.size[0] * work.size[1]
-    latents = pixels // work.config.latent_factor**2
-    layers, number = _layers(unet), dtypes["unet"].itemsize * (HALF if dtypes["unet"].itemsize == 2 else 1)
-    tuned = CHECKPOINTED + CHECKPOINT * layers if savings.checkpointing else TUNED * layers
-    if work.copies:
-        number, tuned = 4, tuned * COPY_TUNED
-    unet_layers = max(ROW * work.rows, tuned if work.tuning else 0)
-    activations = {
-        "text_encoder": 0,
-        "vae": pixels * vae.channels[0] * dtypes["vae"].itemsize * (TILED_VAE if savings.tiled_vae else VAE),
-        "unet": latents * unet.channels[0] * number * unet_layers + COPIES * weights["unet"] + COPY * work.copies,
-    }
     resident = weights if savings.on_demand else dict.fromkeys(weights, sum(weights.values()))
-    process = PROCESS if work.device.type == "cpu" else 0
-    return int(process + max(resident[part] + activations[part] for part in weights))
+    if savings.streamed:
+        resident["unet"] = 0
+    if savings.on_demand and work.stored == dtypes["vae"]:
+        resident["vae"] = DECODER * weights["vae"]
+    vae, unet = _vae(work, savings, dtypes["vae"]), _unet(work, savings, dtypes["unet"])
+    needed = max(resident["text_encoder"], resident["vae"] + vae, resident["unet"] + unet)
+    process = work.process + LOADED + FORWARD + BACKWARD * work.tuning if work.device.type == "cpu" else 0
+    return int(process + needed)
 
 
-def _layers(config: UNetConfig) -> float:
-    """The UNet's layers, a level that is a quarter as large and twice as wide counted as half."""
-    count = 2 * config.layers_per_block + 1  # down and up
-    weights = [width / config.channels[0] / 4**level for level, width in enumerate(config.channels)]
-    return count * sum(weights) + weights[-1]
+def _vae(work: Work, savings: Savings, dtype: torch.dtype) -> float:
+    """Bytes beside the weights."""
+    pixels, channels = work.size[0] * work.size[1] * dtype.itemsize, work.config.vae.channels
+    if savings.tiled_vae:  # a ResBlock's input and hidden layer; what is enlarged, and what it is enlarged to
+        return pixels * max(2 * channels[0], 1.25 * channels[1]) + STRIPS
+    return pixels * channels[0] * VAE
+
+
+def _unet(work: Work, savings: Savings, dtype: torch.dtype) -> float:
+    """Bytes beside the weights that stay: the most that any layer needs while it runs."""
+    layers, number, latents = list(unet_layers(work.config.unet)), dtype.itemsize, math.prod(work.size)
+    latents //= work.config.latent_factor**2
+    factor, number = (COPY_TUNED, 4) if work.copies else (1.0, number)
+    sizes = [latents / 4**layer.level * number for layer in layers]  # bytes of one channel
+    weights = [layer.weights * number * (LAYER if savings.streamed else COPY_OF) for layer in layers]
+    if savings.streamed and work.stored not in (None, dtype):  # one is read at a time, beside what it becomes
+        weights = [layer.weights * number + layer.largest * work.stored.itemsize for layer in layers]
+    rows = max(
+        own + work.rows * size * (ROW[layer.kind] * layer.width + 4**layer.level * layer.skips)
+        for layer, size, own in zip(layers, sizes, weights)
+    )
+    if not work.tuning:
+        return rows
+    kept = [size * layer.width * KEPT[layer.kind] * factor for layer, size in zip(layers, sizes)]
+    if savings.checkpointing or savings.streamed:
+        inputs = sum(size * layer.width for layer, size in zip(layers, sizes))
+        gradient = inputs + max(map(operator.add, kept, weights))
+    else:
+        gradient = sum(kept) + max(weights)
+    return max(rows, gradient) + COPY * work.copies
+
+
+class UNetLayer(NamedTuple):
+    """What the estimate asks about a layer."""
+
+    kind: str  # "resnet", "attention" or "sampler"
+    level: int
+    width: int  # channels that come in
+    weights: int  # how many
+    largest: int  # of them in one convolution, or matrix
+    skips: float  # channels kept for later layers, at the finest level's size
+
+
+def unet_layers(config: UNetConfig) -> Iterator[UNetLayer]:
+    """In the order that they run, as models/unet.py builds them; biases and norms are left out."""
+    skips = [(0, config.channels[0])]  # level and channels of each
+
+    def layer(kind: str, level: int, width: int, out: int) -> UNetLayer:
+        if kind == "attention":
+            weights, largest = 20 * width**2 + 2 * width * config.context_width, 8 * width**2
+        else:
+            weights = largest = 9 * max(width, out) * out
+            if kind == "resnet":
+                weights = 9 * out * (width + out) + 4 * config.channels[0] * out + width * out * (width != out)
+        return UNetLayer(kind, level, width, weights, largest, sum(count / 4**finer for finer, count in skips))
+
+    def block(level: int, width: int, out: int, attention: bool) -> Iterator[UNetLayer]:
+        yield layer("resnet", level, width, out)
+        if attention:
+            yield layer("attention", level, out, out)
+
+    width, levels = config.channels[0], list(enumerate(zip(config.channels, config.attention)))
+    for level, (out, attention) in levels:
+        for _ in range(config.layers_per_block):
+            yield from block(level, width, out, attention)
+            width = out
+            skips.append((level, width))
+        if level < len(levels) - 1:
+            yield layer("sampler", level, width, width)
+            skips.append((level + 1, width))
+    yield from block(level, width, width, True)
+    yield from block(level, width, width, False)
+    for level, (out, attention) in reversed(levels):
+        for _ in range(config.layers_per_block + 1):
+            yield from block(level, width + skips.pop()[1], out, attention)
+            width = out
+        if level > 0:
+            yield layer("sampler", level, width, width)
 
 
 def plan(limit: int, work: Work, asked: Savings, dtype_is_free: bool) -> Savings:
@@ -119,7 +193,7 @@ def plan(limit: int, work: Work, asked: Savings, dtype_is_free: bool) -> Savings
     dtype_is_free: the UNet may go to bfloat16; the VAE, whose rounding would be seen, and the small text encoder never
     do. Raises InputError, naming the least that would do, where nothing keeps the limit.
     """
-    choices = list(_choices(asked, dtype_is_free and work.dtype == torch.float32))
+    choices = list(_choices(asked, dtype_is_free and work.dtype == torch.float32, bool(work.copies)))
     for savings in choices:
         if estimate(work, savings) <= limit:
             return savings
@@ -131,12 +205,14 @@ def plan(limit: int, work: Work, asked: Savings, dtype_is_free: bool) -> Savings
     )
 
 
-def _choices(asked: Savings, half: bool) -> Iterator[Savings]:
+def _choices(asked: Savings, half: bool, copies: bool) -> Iterator[Savings]:
     """All that there is to choose from, the cheapest first: like a number's digits, the last turns first."""
     dtypes = [None, torch.bfloat16] if half and not asked.unet_dtype else [asked.unet_dtype]
-    off_and_on = [[was] if was else [False, True] for was in (asked.checkpointing, asked.tiled_vae, asked.on_demand)]
-    for dtype, checkpointing, tiled_vae, on_demand in itertools.product(dtypes, *off_and_on):
-        yield Savings(on_demand, tiled_vae, checkpointing, dtype)
+    was = (asked.streamed, asked.checkpointing, asked.tiled_vae, asked.on_demand)
+    for dtype, *chosen in itertools.product(dtypes, *([True] if on else [False, True] for on in was)):
+        streamed, checkpointing, tiled_vae, on_demand = chosen
+        if not streamed or (on_demand and checkpointing and not copies):  # a copy is made of a whole network
+            yield Savings(on_demand, tiled_vae, checkpointing, dtype, streamed)
 
 
 def in_words(size: int, up: bool = False) -> str:
@@ -144,6 +220,12 @@ def in_words(size: int, up: bool = False) -> str:
     unit, letter, parts = (10**9, "G", 10) if size >= 10**9 else (10**6, "M", 1)
     count = math.ceil(size * parts / unit) if up else round(size * parts / unit)
     return f"{count / parts:g}{letter}"
+
+
+def resident() -> int:
+    """Bytes of memory that the process has now, by the operating system's count; 0 where that does not say."""
+    found = _status("VmRSS")
+    return found or 0
 
 
 def trim() -> None:
@@ -164,13 +246,19 @@ def peak_memory(device: torch.device) -> int | None:
     set so far, by the operating system's count; None where that does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    highest = re.search(r"VmHWM:\s*(\d+)", status.read_text()) if status.is_file() else None
-    if highest:  # sandboxes may leave it out
-        return int(highest[1]) * 1024
+    highest = _status("VmHWM")
+    if highest:
+        return highest
     try:
         import resource
     except ImportError:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def _status(name: str) -> int | None:
+    """Bytes of a line of Linux's account of the process; None where there is none: sandboxes may leave it out."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"{name}:\s*(\d+)", status.read_text()) if status.is_file() else None
+    return int(found[1]) * 1024 if found else None

@@ -131,6 +131,17 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_model(found)
 
     found = add(
+        "convert",
+        "write weights as a minibaret folder in one dtype",
+        "Write any weights that load as a minibaret folder, in little memory. Weights in the dtype that they are "
+        "computed in need no memory of their own: edits of such a folder keep the smallest --memory limits.",
+    )
+    found.add_argument("path", type=Path, help="a safetensors file, a Hugging Face folder or a minibaret folder")
+    found.add_argument("-o", "--output", type=Path, required=True, help="the folder, which is yet to be made")
+    found.add_argument("--dtype", required=True, help="bfloat16, float16, float32, or int8: half the size of these two")
+    _add_layout(found)
+
+    found = add(
         "inspect",
         "say what a file or folder of weights is",
         "Print the layout, dtypes and parameters of weights, and whether they would load.",

@@ -1,6 +1,7 @@
 """`StableDiffusion`: prompts to embeddings, pictures to latents and back, latents to predicted noise."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,11 +51,21 @@ class StableDiffusion:
     def network(self, part: str) -> nn.Module:
         """The network of that name ("unet", "vae", "text_encoder"), ready to run. Where networks are on demand, the
         others are freed first."""
-        if self.savings.on_demand and self.model.free_all_but(part):
+        if not isinstance(self.model, OnDemandModel):
+            return getattr(self.model, part)
+        form = part, self._dtype(part), self.savings.streamed and part == "unet"
+        if self.savings.on_demand and self.model.free_all_but(*form):
             trim()
-        if isinstance(self.model, OnDemandModel) and part == "unet":
-            self.model.set_dtype("unet", self.savings.unet_dtype or self.model.dtype)
-        return getattr(self.model, part)
+        return self.model.network(*form)
+
+    def weights(self, part: str) -> Iterator[tuple[str, Tensor]]:
+        """Of the network of that name, by theirs, in order. Where networks are on demand, each is read in its turn."""
+        if isinstance(self.model, OnDemandModel):
+            return self.model.weights(part, self._dtype(part))
+        return iter(sorted(self.network(part).state_dict().items()))
+
+    def _dtype(self, part: str) -> torch.dtype:
+        return (self.savings.unet_dtype if part == "unet" else None) or self.model.dtype
 
     @torch.no_grad()
     def embed(self, prompt: str) -> Tensor:
@@ -96,7 +107,7 @@ class StableDiffusion:
     def eps(self, latents: Tensor, timestep: int, context: Tensor, control: RowControl | None = None) -> Tensor:
         """The noise that the UNet predicts in latents (B, 4, h, w), float32, given contexts (B, 77, width)."""
         unet = self.unet
-        unet.set_checkpointing(self.savings.checkpointing)
+        unet.set_checkpointing(self.savings.checkpointing or self.savings.streamed)
         timesteps = torch.full((), timestep, device=latents.device)  # made there: a copy to a GPU would make it wait
         self.counts.row_forwards += len(latents)
         return unet(latents.to(unet.dtype), timesteps, context.to(unet.dtype), control).float()

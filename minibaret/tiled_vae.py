@@ -3,16 +3,17 @@
 A tile of the picture sent through the whole network has norms and an attention of its own, and its seams show. So it is
 the layers that are tiled here: a layer's tiles are strips of rows, overlapping by the row that a 3×3 convolution
 reaches over, and a norm takes its statistics over the whole picture first. Only a ResBlock's input and its hidden
-layer exist at full size, and the output is written over one of them; norms, SiLUs, copies and the convolutions' own
-buffers exist a strip at a time. Attention, at an eighth of the picture's size, is left as it is.
+layer exist at full size, and what can be is written over them; norms, SiLUs, copies and the convolutions' own buffers
+exist a strip at a time. Attention, at an eighth of the picture's size, is left as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .memory import trim
 from .models.layers import Downsample, ResnetBlock, Upsample
 from .models.vae import VAE, Middle
 
@@ -25,8 +26,7 @@ def encode(vae: VAE, pixels: Tensor) -> Tensor:
     encoder = vae.encoder
     x = _convolve(pixels, encoder.conv_in)
     for block in encoder.down_blocks:
-        for resnet in block.resnets:
-            x = _resnet(x, resnet)
+        x = _resnets(x, block.resnets)
         for sampler in getattr(block, "downsamplers", ()):
             x = _downsample(x, sampler)
     x = _convolve(_middle(x, encoder.mid_block), encoder.conv_out, encoder.conv_norm_out)
@@ -40,35 +40,52 @@ def decode(vae: VAE, latents: Tensor) -> Tensor:
     x = _convolve(vae.post_quant_conv(latents / vae.config.scaling_factor), decoder.conv_in)
     x = _middle(x, decoder.mid_block)
     for block in decoder.up_blocks:
-        for resnet in block.resnets:
-            x = _resnet(x, resnet)
+        x = _resnets(x, block.resnets)
         for sampler in getattr(block, "upsamplers", ()):
             x = _upsample(x, sampler)
     return _convolve(x, decoder.conv_out, decoder.conv_norm_out)
 
 
 def _middle(x: Tensor, block: Middle) -> Tensor:
-    return _resnet(block.attentions[0](_resnet(x, block.resnets[0])), block.resnets[1])
+    return _resnets(block.attentions[0](_resnets(x, block.resnets[:1])), block.resnets[1:])
 
 
-def _resnet(x: Tensor, block: ResnetBlock) -> Tensor:
+def _resnets(x: Tensor, blocks: Iterable[ResnetBlock]) -> Tensor:
     """Overwrites x."""
-    hidden = _convolve(x, block.conv1, block.norm1)
+    spare = None
+    for block in blocks:
+        x, spare = _resnet(x, block, spare)
+    return x
+
+
+def _resnet(x: Tensor, block: ResnetBlock, spare: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What the block makes of x, and a tensor of that shape that is left over, for the next one's `spare`. Overwrites
+    x and `spare`."""
+    shortcut, width = getattr(block, "conv_shortcut", None), block.conv1.out_channels
+    norm, narrowing = _scale_and_shift(x, block.norm1), shortcut is not None and x.shape[1] >= 2 * width
+    if narrowing:  # there is room in x for both the hidden layer and the shortcut
+        hidden, out = x[:, :width], x[:, width : 2 * width]
+    else:
+        hidden = spare if spare is not None and shortcut is None else x.new_empty(x.shape[0], width, *x.shape[2:])
+        out = x if shortcut is None else hidden
+    for begin, end, window in _windows(x):
+        kept = shortcut(x[:, :, begin:end]) if narrowing else None
+        hidden[:, :, begin:end] = _convolve_window(_activate(window, *norm), block.conv1, begin == 0, end == x.shape[2])
+        if narrowing:
+            out[:, :, begin:end] = kept
     norm = _scale_and_shift(hidden, block.norm2)
-    shortcut = getattr(block, "conv_shortcut", None)
-    out = x if shortcut is None else hidden
     for begin, end, window in _windows(hidden):
         strip = _convolve_window(_activate(window, *norm), block.conv2, begin == 0, end == x.shape[2])
-        kept = x[:, :, begin:end]
-        out[:, :, begin:end] = strip + (kept if shortcut is None else shortcut(kept))
-    return out
+        kept = x[:, :, begin:end] if not narrowing else out[:, :, begin:end]
+        out[:, :, begin:end] = strip.add_(kept if narrowing or shortcut is None else shortcut(kept))
+    return out, None if out is hidden else hidden
 
 
 def _convolve(x: Tensor, conv: nn.Conv2d, norm: nn.GroupNorm | None = None) -> Tensor:
     """3×3; with a norm, after it and a SiLU."""
     scale_and_shift = _scale_and_shift(x, norm) if norm else None
     out = x.new_empty(x.shape[0], conv.out_channels, *x.shape[2:])
-    for begin, end, window in _windows(x):
+    for begin, end, window in _windows(x, enlarged=max(1, conv.out_channels // conv.in_channels)):
         if scale_and_shift:
             window = _activate(window, *scale_and_shift)
         out[:, :, begin:end] = _convolve_window(window, conv, begin == 0, end == x.shape[2])
@@ -106,6 +123,7 @@ def _windows(x: Tensor, enlarged: int = 1) -> Iterator[tuple[int, int, Tensor]]:
         window = torch.cat([above, x[:, :, begin : end + 1]], dim=2)
         above = x[:, :, end - 1 : end].clone()
         yield begin, end, window
+        trim()
 
 
 def _strip_rows(x: Tensor) -> int:

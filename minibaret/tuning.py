@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .adam import Adam
 from .errors import InputError
 from .pipeline import StableDiffusion
 from .sampler import Schedule, Step, guide
@@ -45,7 +46,7 @@ def signs(length: float) -> Solver:
 
 def adam(learning_rate: Callable[[int], float]) -> Solver:
     """Adam, begun anew at each time step, as in the papers. learning_rate: at time step i."""
-    return lambda embedding, index: torch.optim.Adam([embedding], lr=learning_rate(index)).step
+    return lambda embedding, index: Adam([embedding], learning_rate(index)).step
 
 
 def tune(
@@ -69,9 +70,8 @@ def tune(
     fixed: the other embedding, whose noise is predicted once a step and used again. solver: `signs` or `adam`, which
     moves the embedding inner_steps times at each time step, at most. threshold: the loss, at time step i, below which
     its tuning ends. unconditional: tune what guidance leads away from (null-text inversion, which takes the step that
-    found the loss low enough), not the prompt (target-text inversion, which does not). Weights are left alone: only the
-    embedding has a gradient, and is float32 whatever the networks' dtype. Raises InputError where the loss is not
-    finite.
+    found the loss low enough), not the prompt (target-text inversion, which does not). Only the embedding,
+    float32, has a gradient. Raises InputError where the loss is not finite.
     """
     latents = tuned[-1].latents if tuned else trajectory[-1]
     embedding = tuned[-1].embedding if tuned else embedding.float()

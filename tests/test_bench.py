@@ -148,10 +148,15 @@ def test_total(bench):
 
 
 def test_memory(bench, tmp_path):
-    code, result, _ = bench("memory", "--weights", "tiny-random", "--files", str(tmp_path), "--limit", "5G", "--json")
+    options = ("--weights", "tiny-random", "--files", str(tmp_path), "--dtype", "bfloat16", "--json")
+    code, result, _ = bench("memory", *options, "--limit", "none", "5G")
     assert code == 0 and [line["limit"] for line in result["table"]] == [None, 5 * 10**9]
     for line in result["table"]:
-        assert 10**8 < line["peak_memory"] < 10**9 and line["memory_estimate"] > 10**8 and line["savings"] == "none"
+        assert 10**8 < line["peak_memory"] < 10**9 and abs(line["off"]) < 0.3 and line["savings"] == "none"
+    assert result["peak_memory"] == line["peak_memory"] and (tmp_path / "bfloat16" / "config.json").exists()
+    code, result, _ = bench("memory", *options, "--times")
+    (line,) = result["table"]
+    assert code == 0 and line["forward_same_bits"] and line["tuning_same_bits"] and line["tuning_ratio"] > 0
 
 
 @pytest.mark.parametrize("command", ["tune", "forward", "total"])

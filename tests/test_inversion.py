@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import minibaret
 from minibaret import inversion as module
-from minibaret.inversion import Inversion, Origin, load_inversion, network_digest
+from minibaret.inversion import Inversion, Origin, digest_of, load_inversion
 from minibaret.tuning import Tuned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,6 +190,10 @@ def test_every_part_of_the_model_counts(small, picture):
         assert refusal(**{part: network}) == f"other weights ({part})"
     assert refusal(unet=copy.deepcopy(small.model.unet).bfloat16()) == "dtype float32, not bfloat16"
     assert refusal(tokenizer=lambda text: small.model.tokenizer(text)[::-1]) == "another tokenizer"
+
+
+def network_digest(network: torch.nn.Module) -> str:
+    return digest_of(network.config, sorted(network.state_dict().items()))
 
 
 def test_the_digest_is_of_the_weights_not_their_place_in_memory(small):

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,18 @@ from PIL import Image
 from runs import OTHER, PROMPT, stop_after
 
 import minibaret
-from minibaret import InputError, Savings, memory, tiled_vae
+from minibaret import InputError, Savings, loading, tiled_vae
 from minibaret.bench.common import peak_bytes
+from minibaret.bench.random_weights import TINY, write_folder
 from minibaret.images import to_pixels
 from minibaret.inversion import load_inversion, unfinished_path
-from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan
+from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan, unet_layers
 from minibaret.miniature.world.drawing import render
 from minibaret.miniature.world.scene import Scene
 from minibaret.models.configs import MINIATURE, SD15, VAEConfig
+from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE
-from minibaret.weights import MINIATURE_FOLDER, OnDemandModel
+from minibaret.weights import MINIATURE_FOLDER, OnDemandModel, convert
 
 CPU = torch.device("cpu")
 NUMBERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
@@ -91,20 +94,20 @@ def test_tiles_take_less_memory(monkeypatch):
 
 def test_networks_are_read_when_used_and_freed():
     model = OnDemandModel(MINIATURE_FOLDER)
-    networks = {part: model._networks[part] for part in ("unet", "vae", "text_encoder")}
+    assert there(model) == set()
+    vae = model.vae
+    before = vae.decoder.conv_in.weight.clone()
+    assert model.unet.conv_in.weight.dtype == torch.float32 and there(model) == {"unet", "vae"}
+    assert model.free_all_but("text_encoder", torch.float32, False) and vae.decoder.conv_in.weight.is_meta
+    assert there(model) == set() and not model.free_all_but("text_encoder", torch.float32, False)
+    assert torch.equal(model.vae.decoder.conv_in.weight, before) and there(model) == {"vae"}
+    half, whole = model.network("unet", torch.bfloat16), model.unet
+    assert half.conv_in.weight.dtype == torch.bfloat16 and whole.conv_in.weight.dtype == torch.float32
+    assert not any(weight.requires_grad for weight in half.parameters())
 
-    def there() -> set[str]:
-        return {part for part, network in networks.items() if not next(network.parameters()).is_meta}
 
-    assert there() == set()
-    before = model.vae.decoder.conv_in.weight.clone()
-    assert model.unet.conv_in.weight.dtype == torch.float32 and there() == {"unet", "vae"}
-    model.free_all_but("text_encoder")
-    assert there() == set()
-    assert torch.equal(model.vae.decoder.conv_in.weight, before) and there() == {"vae"}
-    model.set_dtype("unet", torch.bfloat16)
-    assert model.unet.conv_in.weight.dtype == torch.bfloat16 and model.vae.quant_conv.weight.dtype == torch.float32
-    assert not any(weight.requires_grad for weight in model.unet.parameters())
+def there(model: OnDemandModel) -> set[str]:
+    return {part for part, *_ in model._here}
 
 
 RELEASED = """
@@ -139,8 +142,157 @@ def test_savings_leave_the_edit_as_it_was(editor):
     for _ in range(2):  # the second finds everything freed
         result = saving.edit(dog(128, 128), PROMPT, **BRIEF)
         assert (to_pixels(result.image) - to_pixels(plain.image)).abs().max() * 127.5 <= 2
-        assert saving.model._here == {"vae"}
+        assert there(saving.model) == {"vae"}
     assert str(result.savings) == "networks on demand, tiled VAE, gradient checkpointing"
+
+
+# Streamed weights
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A folder in float32 of every block of Stable Diffusion 1.5, narrow."""
+    return write_folder(tmp_path_factory.mktemp("tiny") / "float32", TINY)
+
+
+def noise_and_gradient(unet: UNet, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    unet.set_checkpointing(True)
+    numbers = torch.Generator().manual_seed(1)
+    latents, context = torch.randn(2, 4, 16, 16, generator=numbers), torch.randn(2, 77, 24, generator=numbers)
+    context.requires_grad_()
+    noise = unet(latents.to(dtype), torch.tensor(481), context.to(dtype)).float()
+    return noise.detach(), torch.autograd.grad(noise.square().sum(), context)[0]
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streamed_weights_give_the_same_bits(tiny, tmp_path, one_thread, stored, dtype):
+    """Where they lie, and converted; forwards and backwards, and again."""
+    folder = tiny
+    if stored != "float32":
+        convert(tiny, folder := tmp_path / stored, stored)
+    model = OnDemandModel(folder, dtype=dtype)
+    streamed = model.network("unet", streamed=True)
+    for _ in range(2):
+        found, wanted = noise_and_gradient(streamed, dtype), noise_and_gradient(model.unet, dtype)
+        assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1]) and found[1].abs().max() > 0
+
+
+def test_a_streamed_edit_is_the_same(tiny, picture, one_thread):
+    arguments = picture, PROMPT, "baret"
+    options = {"size": (64, 64), "steps": 2, "inner_steps": 2}
+    found = minibaret.load(tiny, savings=Savings(streamed=True)).edit(*arguments, **options)
+    plain = minibaret.load(tiny, savings=Savings(checkpointing=True)).edit(*arguments, **options)
+    assert str(found.savings) == "streamed weights" and found.counts.gradient_passes == 4
+    assert torch.equal(found.latents["edit"], plain.latents["edit"])
+
+
+def test_streamed_weights_have_the_digest_of_the_others(tiny, picture):
+    options = {"size": (64, 64), "steps": 1, "inner_steps": 0}
+    kept = minibaret.load(tiny).invert(picture, PROMPT, **options)
+    streamed = minibaret.load(tiny, savings=Savings(streamed=True))
+    assert streamed.edit(picture, PROMPT, inversion=kept, **options).counts.gradient_passes == 0
+
+
+def test_interleaved_edits_of_one_editor_do_not_disturb_each_other(tiny, picture, one_thread):
+    """Three at once, each with savings of its own, step by step in turn."""
+    options = {"size": (64, 64), "steps": 2, "inner_steps": 1}
+    model = OnDemandModel(tiny)
+    ways = [Savings(), Savings(on_demand=True, unet_dtype=torch.bfloat16), Savings(streamed=True)]
+    alone = [minibaret.Editor(OnDemandModel(tiny), way).edit(picture, PROMPT, **options) for way in ways]
+    works = [minibaret.Editor(model, way).steps(picture, PROMPT, **options) for way in ways]
+    together: dict[int, minibaret.Result] = {}
+    while len(together) < len(works):
+        for number, work in enumerate(works):
+            if number not in together:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    together[number] = end.value
+    for number, result in enumerate(alone):
+        assert torch.equal(result.latents["edit"], together[number].latents["edit"])
+
+
+STREAMED = """
+import sys
+from pathlib import Path
+import torch
+from minibaret.memory import peak_memory, resident
+from minibaret.weights import OnDemandModel
+model = OnDemandModel(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
+if sys.argv[3] == "streamed":  # with as much data as it should need at most, which read-only pages are not
+    import resource
+    data = int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (data + 300 * 10**6,) * 2)
+unet = model.network("unet", streamed=sys.argv[3] == "streamed")
+unet.set_checkpointing(True)
+context = torch.zeros(1, 77, 24, dtype=model.dtype)
+with torch.no_grad():
+    model.network("unet", streamed=True)  # what the first forward adds to the process is not counted
+before = resident()
+context.requires_grad_()
+noise = unet(torch.zeros(1, 4, 8, 8, dtype=model.dtype), torch.tensor(481), context)
+torch.autograd.grad(noise.sum(), context)
+print(peak_memory(torch.device("cpu")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_streamed_weights_are_in_memory_a_layer_at_a_time(tmp_path):
+    """400 MB of them, where they lie and converted, where the process may not have as much data."""
+    unet = dataclasses.replace(TINY.unet, channels=(128, 256, 512, 512), groups=32)
+    write_folder(tmp_path, dataclasses.replace(TINY, unet=unet))
+    peaks = {}
+    for dtype, way in (("float32", "whole"), ("float32", "streamed"), ("bfloat16", "streamed")):
+        arguments = [sys.executable, "-c", STREAMED, str(tmp_path), dtype, way]
+        peaks[dtype, way] = int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+    assert peaks["float32", "whole"] > 4 * OnDemandModel(tmp_path).parameter_counts()["unet"] > 300e6
+    assert max(peaks["float32", "streamed"], peaks["bfloat16", "streamed"]) < 0.5 * peaks["float32", "whole"]
+
+
+GROWTH = """
+import sys
+import minibaret
+from minibaret.memory import resident
+from minibaret.miniature.world.drawing import render
+from minibaret.miniature.world.scene import Scene
+editor = minibaret.load(sys.argv[1], memory_limit="1500M")
+picture = render(Scene(1, "dog", "standing", "brown", "grass"))
+after = []
+for number in range(20):
+    size = [(64, 64), (128, 64), (64, 128), (128, 128), (192, 64)][number % 5]
+    editor.edit(picture, "a brown dog", size=size, steps=1, inner_steps=1)
+    after.append(resident())
+print(max(after[15:]) / max(after[:10]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_twenty_edits_of_five_sizes_do_not_grow(tiny):
+    done = subprocess.run([sys.executable, "-c", GROWTH, str(tiny)], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 1.02
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_package_takes_little_memory_before_it_works():
+    code = (
+        "import minibaret; minibaret.Editor, minibaret.load; from minibaret.memory import resident; print(resident())"
+    )
+    assert int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout) < 0.3e9
+
+
+@pytest.mark.parametrize("config", [SD15.unet, MINIATURE.unet, TINY.unet])
+def test_the_layers_of_the_estimate_are_the_networks(config):
+    with torch.device("meta"):
+        unet = UNet(config)
+    found = []
+    for block in unet.blocks:
+        layers = [layer for pair in zip_longest(block.resnets, block.attentions) for layer in pair if layer]
+        layers += [*getattr(block, "downsamplers", ()), *getattr(block, "upsamplers", ())]
+        for layer in layers:
+            matrices = [weight for weight in layer.parameters() if weight.dim() > 1]
+            found.append((block.level, sum(w.numel() for w in matrices), max(w.numel() for w in matrices)))
+    assert [(layer.level, layer.weights, layer.largest) for layer in unet_layers(config)] == found
 
 
 def test_a_preview_between_two_steps_leaves_the_edit_as_it_was(editor):
@@ -206,16 +358,16 @@ def test_the_plan_takes_what_is_needed_and_nothing_else():
             break
         assert estimate(WORK, savings) < previous
         previous = estimate(WORK, savings)
-    assert savings == Savings(on_demand=True, checkpointing=True, unet_dtype=torch.bfloat16)
-    assert plan(4 * 10**9, WORK, Savings(), True) == Savings(on_demand=True, unet_dtype=torch.bfloat16)
+    assert savings == Savings(True, True, True, streamed=True)
+    assert plan(2 * 10**9, WORK, Savings(), True) == Savings(True, True, True, streamed=True)  # the same numbers
     asked = Savings(tiled_vae=True)
     assert plan(10**11, WORK, asked, True) == asked
     assert plan(4 * 10**9, WORK, asked, True).tiled_vae
 
 
 def test_a_dtype_that_was_chosen_is_kept():
-    with pytest.raises(InputError, match=r"needs [\d.]+G at least"):
-        plan(4 * 10**9, WORK, Savings(), False)
+    with pytest.raises(InputError, match=r"needs \d+M at least"):
+        plan(6 * 10**8, WORK, Savings(), False)
     half = dataclasses.replace(WORK, dtype=torch.float16)
     assert plan(4 * 10**9, half, Savings(), True).unet_dtype is None
 
@@ -238,7 +390,7 @@ def test_a_limit_is_refused_before_any_weight_is_read(monkeypatch):
     editor = minibaret.load(memory_limit="100M")
     with pytest.raises(InputError, match=r"100M cannot be kept: this edit at 128×128 needs \d+M at least \(with netw"):
         editor.edit(dog(128, 128), PROMPT)
-    assert editor.model._here == set()
+    assert there(editor.model) == set()
 
 
 def test_a_dtype_of_the_unet_alone_takes_effect_without_a_limit():
@@ -246,18 +398,23 @@ def test_a_dtype_of_the_unet_alone_takes_effect_without_a_limit():
         Savings(unet_dtype="bfloat16")
     editor = minibaret.load(savings=Savings(unet_dtype=torch.bfloat16))
     result = editor.edit(dog(128, 128), PROMPT, steps=1, inner_steps=0)
-    assert str(result.savings) == "UNet in bfloat16" and editor.model.unet.dtype == torch.bfloat16
+    assert str(result.savings) == "UNet in bfloat16" and editor.sd.unet.dtype == torch.bfloat16
     assert editor.model.vae.quant_conv.weight.dtype == torch.float32
+
+
+def least_without_tuning(editor: minibaret.Editor, dtype: torch.dtype | None = None) -> int:
+    parameters = editor.model.parameter_counts()
+    work = Work(editor.config, parameters, (128, 128), 6, False, torch.float32, CPU, stored=torch.float16)
+    return estimate(work, Savings(True, True, True, dtype, streamed=True))
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_an_edit_from_a_finished_inversion_is_planned_in_its_dtype_and_without_tuning(monkeypatch, dtype):
     """With a limit that has room for the rows of an edit, if for nothing else."""
-    monkeypatch.setattr(memory, "ROW", 1)  # the tuning takes more than the rows, as at full size without savings
+    monkeypatch.setattr(loading, "resident", lambda: 0)
     making = minibaret.load(savings=Savings(unet_dtype=dtype))
     inversion = making.invert(dog(128, 128), PROMPT, inversion_prompt="null", **BRIEF)
-    work = Work(making.config, making.model.parameter_counts(), (128, 128), 6, False, torch.float32, CPU)
-    for limit in (10**11, estimate(work, Savings(True, True, True, dtype))):
+    for limit in (10**11, least_without_tuning(making, dtype)):
         saving = minibaret.load(memory_limit=limit)
         result = saving.edit(dog(128, 128), PROMPT, pictures=(), inversion=inversion)
         assert result.savings.unet_dtype == dtype and result.memory_estimate <= limit
@@ -266,12 +423,11 @@ def test_an_edit_from_a_finished_inversion_is_planned_in_its_dtype_and_without_t
 
 
 def test_an_unfinished_inversion_is_planned_with_the_tuning_that_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "ROW", 1)
+    monkeypatch.setattr(loading, "resident", lambda: 0)
     making, file = minibaret.load(), tmp_path / "dog.safetensors"
     with pytest.raises(KeyboardInterrupt):
         making.invert(dog(128, 128), PROMPT, file=file, watch=stop_after(3), **BRIEF)
     begun = load_inversion(unfinished_path(file))
-    work = Work(making.config, making.model.parameter_counts(), (128, 128), 6, False, torch.float32, CPU)
-    saving = minibaret.load(memory_limit=estimate(work, Savings(True, True, True)))
+    saving = minibaret.load(memory_limit=least_without_tuning(making))
     with pytest.raises(InputError, match="cannot be kept"):
         saving.edit(dog(128, 128), PROMPT, inversion=begun)

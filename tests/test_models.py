@@ -146,3 +146,19 @@ def test_nothing_is_written_into_the_callers_tensors(unet):
     before = latents.clone(), context.clone()
     unet(latents, torch.tensor(5), context)
     assert torch.equal(latents, before[0]) and torch.equal(context, before[1])
+
+
+@pytest.mark.parametrize("piece", [1, 5, 100])
+def test_the_feed_forward_layer_is_geglu_in_pieces_of_any_size(piece, monkeypatch):
+    monkeypatch.setattr("minibaret.models.unet.PIECE", piece)
+    layer = FeedForward(8).double()
+    x = torch.randn(2, 6, 8, dtype=torch.float64, requires_grad=True)
+    project, back = layer.net[0].proj, layer.net[2]
+    hidden = x @ project.weight.T + project.bias
+    value, gate = hidden[..., :32], hidden[..., 32:]
+    wanted = (value * gate * (1 + torch.erf(gate / 2**0.5)) / 2) @ back.weight.T + back.bias
+    out, inputs = layer(x), (x, *layer.parameters())
+    assert out.shape == x.shape and torch.allclose(out, wanted, atol=1e-12)
+    weights = torch.randn_like(out)
+    for ours, theirs in zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (out, wanted))):
+        assert torch.allclose(ours, theirs, atol=1e-12)

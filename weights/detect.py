@@ -13,7 +13,8 @@ from ..errors import InputError
 from ..files import absent
 from ..models.configs import SD15, ModelConfig
 from .files import PICKLES, StoredTensor, open_tensors, refuse_pickle
-from .folder import CONFIG, read_config
+from .folder import CONFIG, in_shape, read_config
+from .int8 import with_scales
 from .names import PARTS, Named, from_hugging_face, from_ldm
 from .settings import check_settings
 from .strict import count, first
@@ -52,7 +53,7 @@ def find_checkpoint(path: Path, variant: str | None = None, config: ModelConfig 
     if variant:
         raise InputError(f"a variant ({variant}) was wanted, but {path} is no Hugging Face folder")
     if (path / CONFIG).is_file():
-        parts = {part: open_tensors(path / f"{part}.safetensors") for part in PARTS}
+        parts = {part: with_scales(in_shape(open_tensors(path / f"{part}.safetensors"))) for part in PARTS}
         return Checkpoint(path, "minibaret folder", read_config(path), parts)
     raise InputError(_unusable(path))
 

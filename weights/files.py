@@ -1,14 +1,20 @@
 """Safetensors files: their headers, and tensors that stay in the file until they are used.
 
 The format (huggingface/safetensors, README "Format"): 8 bytes with the length of the header, little-endian; the
-header, JSON with each tensor's dtype, shape and place; the tensors. Files are mapped into memory privately: a tensor
-that is used as it stands is a view of the file's pages, and writing to it changes the process's copy, never the file.
+header, JSON with each tensor's dtype, shape and place; the tensors. Files are mapped into memory: a tensor that is used
+as it stands is a view of the file's pages, and writing to it changes the process's copy, never the file.
 """
 
+import contextlib
 import json
 import math
 import mmap
+import os
+import warnings
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -36,6 +42,28 @@ DTYPES = {
 }
 
 
+class Pages:
+    """A file in memory: to be read, and as a copy of the process's own, of which what is written to differs."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self.shared = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+
+    @cached_property
+    def own(self) -> mmap.mmap:  # made when it is needed: limits on a process's data (ulimit -d) count all of it
+        return mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_COPY)
+
+    def advise(self, advice: str, begin: int, size: int) -> None:
+        """By the name of a constant of `mmap`; where the system has no such advice, nothing."""
+        if hasattr(mmap, advice):
+            first = begin - begin % mmap.PAGESIZE
+            for pages in (self.shared, vars(self).get("own")):
+                if pages is not None:
+                    pages.madvise(getattr(mmap, advice), first, begin + size - first)
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file."""
@@ -45,26 +73,69 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int  # byte of the file
-    pages: mmap.mmap
+    pages: Pages
+    channels_last: bool = False  # a convolution's weight, in the file as (out, height, width, in)
+
+    @property
+    def mapped(self) -> torch.Tensor:
+        """The file's pages themselves, which nobody may write to. No operation but `clone` may use what is not aligned,
+        in a file whose header has an odd length."""
+        return self._view(self.pages.shared)
+
+    def _view(self, pages: mmap.mmap) -> torch.Tensor:
+        with _quiet():
+            flat = torch.frombuffer(pages, dtype=self.dtype, count=self.numel, offset=self.begin)
+        if self.channels_last:
+            channels_out, channels_in, height, width = self.shape
+            return flat.view(channels_out, height, width, channels_in).permute(0, 3, 1, 2)
+        return flat.view(self.shape)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it could be a network's: what PyTorch computes in, or what stands for it."""
+        return self.dtype.is_floating_point
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def aligned(self) -> bool:
+        return self.begin % self.dtype.itemsize == 0
 
     def read(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The tensor on a device, in `dtype` (its own if None): the mapped pages themselves where nothing changes.
+        """The tensor on a device, in `dtype` (its own if None): where nothing changes the mapped pages, which may be
+        written to.
 
         After a conversion or a copy the pages are handed back, so that a file is never in memory beside its tensors.
         """
-        count = math.prod(self.shape)
-        mapped = torch.frombuffer(self.pages, dtype=self.dtype, count=count, offset=self.begin).view(self.shape)
-        unaligned = mapped.data_ptr() % mapped.element_size()  # where the header has an odd length
-        tensor = (mapped.clone() if unaligned else mapped).to(device).to(dtype or self.dtype)
-        if tensor.data_ptr() != mapped.data_ptr():
-            self.release()
+        if self.aligned and torch.device(device).type == "cpu" and dtype in (None, self.dtype):
+            return self._view(self.pages.own)
+        tensor = (self.mapped if self.aligned else self.mapped.clone()).to(device).to(dtype or self.dtype)
+        self.release()
         return tensor
+
+    def read_into(self, place: torch.Tensor) -> None:
+        """Copies the tensor to one of its shape, in that one's dtype, and hands the pages back."""
+        place.copy_(self.mapped if self.aligned else self.mapped.clone())
+        self.release()
 
     def release(self) -> None:
         """Hands the mapped pages back: they are fetched from the file again when they are used again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            first, size = self.begin - self.begin % mmap.PAGESIZE, math.prod(self.shape) * self.dtype.itemsize
-            self.pages.madvise(mmap.MADV_DONTNEED, first, self.begin + size - first)
+        self.pages.advise("MADV_DONTNEED", self.begin, self.size)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch warns, once, of memory that cannot be written to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def open_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -93,10 +164,10 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
     if size < 10:
         raise InputError(f"{path} is not a safetensors file: it has {size} bytes")
     try:
-        with path.open("rb") as file:
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        mapped = Pages(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    pages = mapped.shared
     header_end = 8 + int.from_bytes(pages[:8], "little")
     if pages[8:9] != b"{":
         raise InputError(f"{path} is not a safetensors file: {_looks_like(pages[:64])}")
@@ -110,7 +181,7 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
         if header.count(b",") > MOST_VALUES:  # reading so much JSON takes gigabytes
             raise ValueError(f"it lists more than {MOST_VALUES:,} values")
         entries = json.loads(header).items()
-        tensors = {n: _stored(path, n, entry, header_end, pages) for n, entry in entries if n != "__metadata__"}
+        tensors = {n: _stored(path, n, entry, header_end, mapped) for n, entry in entries if n != "__metadata__"}
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -120,7 +191,7 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _stored(path: Path, name: str, entry: dict, header_end: int, pages: mmap.mmap) -> StoredTensor:
+def _stored(path: Path, name: str, entry: dict, header_end: int, pages: Pages) -> StoredTensor:
     name.encode()  # a lone surrogate, which JSON can spell and no file can hold, raises a ValueError
     if entry["dtype"] not in DTYPES:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save as to_bytes
@@ -12,11 +13,13 @@ from ..files import brief, read_json, write_whole
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
 from ..models.tokenizer import LENGTH, ClipTokenizer
+from .files import StoredTensor
 from .strict import load_part
 from .vocabulary import read_tokenizer_at
 
 MINIATURE_FOLDER = Path(__file__).parent / "miniature"
 CONFIG, MERGES = "config.json", "merges.txt"
+CHANNELS_LAST = ".channels_last"
 PART_CONFIGS = {
     "unet": UNetConfig,
     "text_encoder": TextEncoderConfig,
@@ -66,12 +69,15 @@ def _parse_config(values: object) -> ModelConfig:
         if name in REQUIRED or values.get(name) is not None:
             values[name] = _sizes(part, _object(values.get(name), name), name)
     values["defaults"] = _object(values.get("defaults", {}), "defaults")
+    values["origin"] = _object(values.get("origin", {}), "origin")
     config = ModelConfig(**values)
     if not (isinstance(config.name, str) and config.name.isprintable()) or not _alike(config.image_size, 1):
         said = f"got {brief(config.name)}, {brief(config.image_size)}"
         raise ValueError(f"name must be a text and image_size a whole number, {said}")
     if not isinstance(config.words, tuple) or not all(isinstance(word, str) for word in config.words):
         raise ValueError(f"words must be a list of words, got {brief(config.words)}")
+    if not all(isinstance(word, str) and word.isprintable() for pair in config.origin.items() for word in pair):
+        raise ValueError(f"origin must have a text for each file, got {brief(config.origin)}")
     _check_agreement(config)
     return config
 
@@ -114,6 +120,19 @@ def _alike(value: object, default: object, most: int = MOST_OF_OTHERS) -> bool:
         return isinstance(value, bool)
     kinds = int | float if isinstance(default, float) else int
     return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= most
+
+
+def in_shape(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of a folder's file under the networks' own names. A name that ends in CHANNELS_LAST is that of a
+    convolution's weight in this order: what it is computed in in half precision, so that it is used where it lies."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith(CHANNELS_LAST) and len(tensor.shape) == 4:
+            out, height, width, into = tensor.shape
+            tensor = replace(tensor, shape=(out, into, height, width), channels_last=True)
+            name = name.removesuffix(CHANNELS_LAST)
+        found[name] = tensor
+    return found
 
 
 def save_config(config: ModelConfig, folder: Path) -> None:

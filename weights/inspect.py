@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..models.configs import SD15, ModelConfig
 from .detect import Checkpoint, find_checkpoint
 from .files import StoredTensor, open_tensors, refuse_pickle, shown
-from .loading import prepare_networks
+from .loading import prepare_network
 from .strict import NAMED, first
 from .vocabulary import find_tokenizer, read_tokenizer_at
 
@@ -28,7 +28,10 @@ def inspect(
         raise
     yield f"{path}: {checkpoint.layout}"
     yield from _parts(checkpoint)
-    prepare_networks(checkpoint)
+    for name, digest in checkpoint.config.origin.items():
+        yield f"  {'converted':<13} from {shown(name)}, SHA-256 {shown(digest)}"
+    for part in checkpoint.parts:
+        prepare_network(checkpoint, part)
     file = find_tokenizer(path, tokenizer)
     clip = read_tokenizer_at(file, checkpoint.config.text_encoder.vocabulary)
     yield f"  {'tokenizer':<13} {clip.size:>7,} entries  {file}"

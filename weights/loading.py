@@ -60,7 +60,7 @@ def load_model(
     Raises InputError where something is missing, broken or does not fit.
     """
     checkpoint = find_checkpoint(path, variant, sizes)
-    networks = prepare_networks(checkpoint)
+    networks = {part: prepare_network(checkpoint, part) for part in checkpoint.parts}
     clip = read_tokenizer_at(find_tokenizer(path, tokenizer), checkpoint.config.text_encoder.vocabulary)
     for part, network in networks.items():
         read_network(network, checkpoint.parts[part], device, dtype)
@@ -72,16 +72,20 @@ def read_network(
 ) -> None:
     """Gives a prepared network its tensors, in the memory format that its convolutions are fastest in."""
     fill(network, tensors, device, dtype)
+    network.to(memory_format=fastest_format(network, torch.device(device), dtype))
+
+
+def fastest_format(network: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """Of the convolutions' weights there."""
     if isinstance(network, UNet):
-        narrow = torch.device(device).type == "cpu" and network.config.channels[0] < NARROW
-        half = torch.device(device).type in ("cpu", "cuda") and dtype != torch.float32  # as matrix units convolve
+        narrow = device.type == "cpu" and network.config.channels[0] < NARROW
+        half = device.type in ("cpu", "cuda") and dtype != torch.float32  # as matrix units convolve
         if narrow or half:
-            network.to(memory_format=torch.channels_last)
+            return torch.channels_last
+    return torch.preserve_format
 
 
-def prepare_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
-    """The networks unet, vae and text_encoder, still without values. Raises InputError where the tensors do not fit."""
-    return {
-        part: prepare(partial(NETWORKS[part], getattr(checkpoint.config, part)), tensors, f"{checkpoint.path} ({part})")
-        for part, tensors in checkpoint.parts.items()
-    }
+def prepare_network(checkpoint: Checkpoint, part: str) -> nn.Module:
+    """The network unet, vae or text_encoder, still without values. Raises InputError where its tensors do not fit."""
+    make, source = partial(NETWORKS[part], getattr(checkpoint.config, part)), f"{checkpoint.path} ({part})"
+    return prepare(make, checkpoint.parts[part], source)

@@ -1,17 +1,20 @@
-"""A model whose networks are read when they are first used, and can be freed."""
+"""A model whose networks are read when they are first used, each dtype for itself, and can be freed."""
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.configs import SD15, ModelConfig
 from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
 from ..models.vae import VAE
 from .detect import find_checkpoint
-from .loading import prepare_networks, read_network
+from .loading import prepare_network, read_network
+from .streamed import stream
 from .vocabulary import find_tokenizer, read_tokenizer_at
 
 
@@ -29,53 +32,60 @@ class OnDemandModel:
     ):
         """See `load_model` for the arguments."""
         self._checkpoint = find_checkpoint(path, variant, sizes)
-        self._networks = prepare_networks(self._checkpoint)
-        self.config, self.device = self._checkpoint.config, torch.device(device)
+        for part in self._checkpoint.parts:
+            prepare_network(self._checkpoint, part)
+        self.config, self.device, self.dtype = self._checkpoint.config, torch.device(device), dtype
         file = find_tokenizer(path, tokenizer)
         self.tokenizer = read_tokenizer_at(file, self.config.text_encoder.vocabulary)
-        self.dtype, self._dtypes = dtype, dict.fromkeys(self._networks, dtype)
-        self._here: set[str] = set()
         self.digests: dict = {}  # of the weights, where they were asked for
+        self._here: dict[tuple[str, torch.dtype, bool], nn.Module] = {}  # by name, dtype and whether it is streamed
 
     @property
     def text_encoder(self) -> TextEncoder:
-        return self._network("text_encoder")
+        return self.network("text_encoder")
 
     @property
     def vae(self) -> VAE:
-        return self._network("vae")
+        return self.network("vae")
 
     @property
     def unet(self) -> UNet:
-        return self._network("unet")
+        return self.network("unet")
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each network has."""
         parts = self._checkpoint.parts.items()
         return {part: sum(math.prod(tensor.shape) for tensor in tensors.values()) for part, tensors in parts}
 
-    def set_dtype(self, part: str, dtype: torch.dtype) -> None:
-        """From the next time it is read; a network that is there in another dtype is freed."""
-        if self._dtypes[part] != dtype:
-            self.free(part)
-            self._dtypes[part] = dtype
+    def stored(self, part: str) -> torch.dtype:
+        """What most of the network's tensors are in the file."""
+        return Counter(tensor.dtype for tensor in self._checkpoint.parts[part].values()).most_common(1)[0][0]
 
-    def free(self, *parts: str) -> bool:
-        """Gives the networks' memory back, that of mapped files too; whether there was any. What was written to their
-        weights is lost."""
-        freed = self._here.intersection(parts)
-        for part in freed:
-            self._networks[part].to("meta")
-            for tensor in self._checkpoint.parts[part].values():
+    def network(self, part: str, dtype: torch.dtype | None = None, streamed: bool = False) -> nn.Module:
+        """The network "unet", "vae" or "text_encoder", ready to run: as it is there already, or read now.
+
+        dtype: the model's if None. streamed: the UNet's weights are in memory a layer at a time; it must run with
+        gradient checkpointing where a gradient is wanted, and cannot be copied.
+        """
+        key = part, dtype or self.dtype, streamed
+        if key not in self._here:
+            network, tensors = prepare_network(self._checkpoint, part), self._checkpoint.parts[part]
+            (stream if streamed else read_network)(network, tensors, self.device, key[1])
+            self._here[key] = network
+        return self._here[key]
+
+    def weights(self, part: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Of that network, by name, in order, on the CPU: each is read when it is asked for, and handed back after."""
+        for name, stored in sorted(self._checkpoint.parts[part].items()):
+            yield name, stored.read("cpu", dtype)
+            stored.release()
+
+    def free_all_but(self, part: str, dtype: torch.dtype, streamed: bool) -> bool:
+        """Gives the memory of other networks back, that of mapped files too; whether there was any. What was written to
+        their weights is lost."""
+        others = self._here.keys() - {(part, dtype, streamed)}
+        for key in others:
+            self._here.pop(key).to("meta")
+            for tensor in self._checkpoint.parts[key[0]].values():
                 tensor.release()
-            self._here.remove(part)
-        return bool(freed)
-
-    def free_all_but(self, part: str) -> bool:
-        return self.free(*(self._networks.keys() - {part}))
-
-    def _network(self, part: str) -> nn.Module:
-        if part not in self._here:
-            read_network(self._networks[part], self._checkpoint.parts[part], self.device, self._dtypes[part])
-            self._here.add(part)
-        return self._networks[part]
+        return bool(others)

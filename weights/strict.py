@@ -51,7 +51,7 @@ def _check(module: nn.Module, tensors: Mapping[str, StoredTensor], source: str) 
         for name in wanted.keys() & tensors.keys()
         if tensors[name].shape != wanted[name]
     ]
-    integers = [name for name, tensor in tensors.items() if not tensor.dtype.is_floating_point]
+    integers = [name for name, tensor in tensors.items() if not tensor.is_weight]
     problems = [
         (sorted(wanted.keys() - tensors.keys()), "missing"),
         (sorted(tensors.keys() - wanted.keys()), "unknown"),

@@ -53,6 +53,7 @@ class ModelConfig:
     image_encoder: ImageEncoderConfig | None = None
     # Knobs this model wants instead of the papers': by name, for every method that has them; by method, for that one.
     defaults: dict[str, object] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)  # of a conversion: SHA-256 by file
     words: tuple[str, ...] = ()  # all that it knows, lower case, where they are so few that they can be listed
 
     @property

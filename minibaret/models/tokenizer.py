@@ -6,6 +6,7 @@ merge, the start token, the end token.
 """
 
 import html
+import json
 import textwrap
 import unicodedata
 from pathlib import Path
@@ -51,6 +52,10 @@ class ClipTokenizer:
     def from_merges(cls, path: Path) -> "ClipTokenizer":
         """Reads merges.txt. Raises ValueError where it is none."""
         return cls(parse_merges(path.read_text(encoding="utf-8")))
+
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        return [tuple(pair) for pair in json.loads(self._tokenizer.to_str())["model"]["merges"]]
 
     def tokens(self, text: str) -> list[str]:
         """The text's pieces, without start, end and padding; for looking at."""

@@ -5,15 +5,16 @@ Modules carry diffusers' names. Every spatial transformer has a self-attention l
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..control import Layer, RowControl
 from ..kernels import attention
 from ..kernels.rows import take_rows
+from .checkpointing import checkpoint
 from .configs import UNetConfig
 from .layers import Downsample, ResnetBlock, Upsample
 
@@ -90,7 +91,7 @@ class UNet(nn.Module):
                 x = block(index, x, time, context, control)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
-                x = block.downsamplers[0](x)
+                x = block.run(block.downsamplers[0], x)
                 skips.append(x)
         for index in range(2):
             x = self.mid_block(index, x, time, context, control)
@@ -98,7 +99,7 @@ class UNet(nn.Module):
             for index in range(len(block.resnets)):
                 x = block(index, torch.cat([x, skips.pop()], dim=1), time, context, control)
             if hasattr(block, "upsamplers"):
-                x = block.upsamplers[0](x)
+                x = block.run(block.upsamplers[0], x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     @property
@@ -111,6 +112,9 @@ class Block(nn.Module):
     is one."""
 
     checkpointing = False  # where a gradient is wanted, keep a layer's input only and compute it once more backwards
+    ready: Callable[[nn.Module], object] | None = (
+        None  # called before each layer, where weights are there a layer at a time
+    )
     first_resnet = first_attention = 0  # how many run before this block's
 
     def __init__(self, config: UNetConfig, time_width: int, part: str, level: int):
@@ -129,19 +133,26 @@ class Block(nn.Module):
         first = self.first_resnet if kind == "features" else self.first_attention
         return Layer(kind, first + index, tokens, self.part, self.level)
 
-    def forward(self, *arguments) -> Tensor:
+    def forward(self, index: int, x: Tensor, time: Tensor, context: Tensor, control: RowControl | None) -> Tensor:
         """One ResBlock and its transformer."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._forward, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return self._forward(*arguments)
-
-    def _forward(self, index: int, x: Tensor, time: Tensor, context: Tensor, control: RowControl | None) -> Tensor:
         tokens = x.shape[2] * x.shape[3]
-        x = self.resnets[index](x, time, control and control.features.get(self.layer("features", index, tokens)))
+        rows = control and control.features.get(self.layer("features", index, tokens))
+        x = self.run(self.resnets[index], x, time, rows)
         if index < len(self.attentions):
             layers = [self.layer(kind, index, tokens) for kind in ("self", "cross")]
-            x = self.attentions[index](x, context, control, *layers)
+            x = self.run(self.attentions[index], x, context, control, *layers)
         return x
+
+    def run(self, layer: nn.Module, *arguments) -> Tensor:
+        """One layer of the block, as `checkpointing` and `ready` say."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._run, layer, *arguments)
+        return self._run(layer, *arguments)
+
+    def _run(self, layer: nn.Module, *arguments) -> Tensor:
+        if self.ready is not None:
+            self.ready(layer)
+        return layer(*arguments)
 
 
 class TimeEmbedding(nn.Module):
@@ -250,5 +261,7 @@ class FeedForward(nn.Module):
         return torch.cat([self._transform(piece) for piece in pieces]).view(x.shape)
 
     def _transform(self, tokens: Tensor) -> Tensor:
-        value, gate = self.net[0].proj(tokens).chunk(2, dim=-1)
+        project = self.net[0].proj
+        halves = zip(project.weight.chunk(2), project.bias.chunk(2))  # as two products: each is contiguous
+        value, gate = (F.linear(tokens, *half) for half in halves)
         return self.net[2](value * F.gelu(gate))
