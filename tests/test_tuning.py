@@ -6,10 +6,10 @@ import published
 import pytest
 import torch
 from runs import PROMPT, drain
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import minibaret
+from minibaret.adam import Adam
 from minibaret.bench.common import peak_bytes
 from minibaret.methods import METHODS, Job
 from minibaret.methods.baret import BaretKnobs
@@ -151,16 +151,18 @@ class Waits(TorchDispatchMode):
     operators = ("aten::_local_scalar_dense", "aten::index", "aten::index_put_", "aten::nonzero")
 
     def __enter__(self):
-        self.count, self.in_adam = 0, False
-        self.hooks = [
-            register_optimizer_step_pre_hook(lambda *_: setattr(self, "in_adam", True)),
-            register_optimizer_step_post_hook(lambda *_: setattr(self, "in_adam", False)),
-        ]
+        self.count, self.in_adam, self.step = 0, False, Adam.step
+
+        def step(adam: Adam) -> None:
+            self.in_adam = True
+            self.step(adam)
+            self.in_adam = False
+
+        Adam.step = step
         return super().__enter__()
 
     def __exit__(self, *raised):
-        for hook in self.hooks:
-            hook.remove()
+        Adam.step = self.step
         return super().__exit__(*raised)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -214,20 +216,29 @@ def test_half_precision_tunes_the_same_embedding_in_float32(sd, dtype):
     assert (whole[-1].latents - half[-1].latents).norm() < 0.05 * whole[-1].latents.norm()
 
 
+def test_adam_is_pytorchs():
+    ours, theirs = (torch.zeros(3, requires_grad=True) for _ in range(2))
+    adam, optimizer = Adam([ours], lr=1e-2), torch.optim.Adam([theirs], lr=1e-2)
+    for gradient in torch.randn(4, 3):
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        adam.step(), optimizer.step()
+        assert torch.equal(ours, theirs) and ours.abs().min() > 0
+
+
 def test_small_losses_have_a_gradient_in_float16(editor):
     """That of a mean squared error of 1e-5 is below what float16 can hold: on the miniature's own UNet."""
-    gradients, step, schedule = [], torch.optim.Adam.step, Schedule(50)
+    gradients, step, schedule = [], Adam.step, Schedule(50)
 
-    def watched(adam, *arguments):
-        gradients.append(adam.param_groups[0]["params"][0].grad.flatten())
-        return step(adam, *arguments)
+    def watched(adam: Adam) -> None:
+        gradients.append(adam.parameters[0].grad.flatten())
+        step(adam)
 
     target, null, latents = editor.sd.embed(PROMPT), editor.sd.embed(""), torch.randn(1, 4, 16, 16)
     branch = Branch("edit", latents, target, null)
     goal = next(sample(editor.sd, [branch], schedule, 7.5)).latents + 3e-3 * torch.randn(1, 4, 16, 16)
     once = {**FIRM, "inner_steps": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", watched)
+        patch.setattr(Adam, "step", watched)
         for dtype in (torch.float32, torch.float16):
             sd, tuned = editor.sd.with_unet(copy.deepcopy(editor.model.unet).to(dtype)), []
             next(tune(sd, tuned, [latents, goal, latents], target, null, schedule, 7.5, **once))
