@@ -164,6 +164,18 @@ def noise_and_gradient(unet: UNet, dtype: torch.dtype) -> tuple[torch.Tensor, to
     return noise.detach(), torch.autograd.grad(noise.square().sum(), context)[0]
 
 
+def test_checkpointing_leaves_every_bit_of_the_gradient(unet, one_thread):
+    """Also of the weights, and where a tensor goes two ways."""
+    found = []
+    for on in (False, True):
+        unet.set_checkpointing(on)
+        context = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        unet.requires_grad_().zero_grad()
+        unet(torch.ones(2, 4, 16, 16), torch.tensor(5), context).square().sum().backward()
+        found.append([context.grad, *(weight.grad for weight in unet.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*found)) and found[0][0].abs().max() > 0
+
+
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_streamed_weights_give_the_same_bits(tiny, tmp_path, one_thread, stored, dtype):
@@ -181,8 +193,8 @@ def test_streamed_weights_give_the_same_bits(tiny, tmp_path, one_thread, stored,
 def test_a_streamed_edit_is_the_same(tiny, picture, one_thread):
     arguments = picture, PROMPT, "baret"
     options = {"size": (64, 64), "steps": 2, "inner_steps": 2}
-    found = minibaret.load(tiny, savings=Savings(streamed=True)).edit(*arguments, **options)
-    plain = minibaret.load(tiny, savings=Savings(checkpointing=True)).edit(*arguments, **options)
+    found = minibaret.load(tiny, dtype="float32", savings=Savings(streamed=True)).edit(*arguments, **options)
+    plain = minibaret.load(tiny, dtype="float32", savings=Savings(checkpointing=True)).edit(*arguments, **options)
     assert str(found.savings) == "streamed weights" and found.counts.gradient_passes == 4
     assert torch.equal(found.latents["edit"], plain.latents["edit"])
 

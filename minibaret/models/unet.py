@@ -147,6 +147,8 @@ class Block(nn.Module):
         """One layer of the block, as `checkpointing` and `ready` say."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(self._run, layer, *arguments)
+        if torch.is_grad_enabled():  # views: a layer's gradients are summed in the order that checkpointing has
+            arguments = [value.view_as(value) if isinstance(value, Tensor) else value for value in arguments]
         return self._run(layer, *arguments)
 
     def _run(self, layer: nn.Module, *arguments) -> Tensor:
