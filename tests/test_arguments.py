@@ -41,7 +41,7 @@ def test_pictures_of_every_kind(small, picture):
         ({"fit": 5}, "fit must be one of crop, pad, stretch, got 5"),
         ({"maps": "dog"}, "maps must be a MapRequest, got str"),
         ({"inversion": "dog.safetensors"}, r"an Inversion was wanted, such as load_inversion\(path\) gives, got str"),
-        ({"preset": 5}, "preset must be paper, got 5"),
+        ({"preset": 5}, "a preset must be one of paper, fast, got 5"),
         ({"steps": "2"}, "steps must be a whole number"),
         ({"unknown": 1}, "baret has no unknown; what it has: steps, "),
     ],

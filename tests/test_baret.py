@@ -14,7 +14,7 @@ from minibaret.methods.common import interpolate
 from minibaret.pipeline import StableDiffusion
 from minibaret.sampler import Schedule, guide, invert
 
-SHORT = BaretKnobs(steps=5, guidance=3.0, inner_steps=2, learning_rate=1e-2, tolerance=(0.0, 0.0))
+SHORT = BaretKnobs(steps=5, guidance=3.0, solver="adam", inner_steps=2, learning_rate=1e-2, tolerance=(0.0, 0.0))
 PAPER = (0.8, 0.1), 0.3, 0.6  # η, τ_s, τ_c
 
 

@@ -400,7 +400,9 @@ def test_every_saving_lowers_the_estimate_where_it_applies():
 
 def test_a_limit_is_refused_before_any_weight_is_read(monkeypatch):
     editor = minibaret.load(memory_limit="100M")
-    with pytest.raises(InputError, match=r"100M cannot be kept: this edit at 128×128 needs \d+M at least \(with netw"):
+    with pytest.raises(
+        InputError, match=r"100M cannot be kept: this edit at 128×128 needs [\d.]+[MG] at least \(with netw"
+    ):
         editor.edit(dog(128, 128), PROMPT)
     assert there(editor.model) == set()
 

@@ -243,7 +243,7 @@ def test_direct(networks, picture_latents, within, editor_name):
 
 def test_null_text(networks, picture_latents, within):
     sd, unet = networks
-    found, job = run("null-text", sd, picture_latents, REFINED, inner_steps=3)
+    found, job = run("null-text", sd, picture_latents, REFINED, solver="adam", inner_steps=3)
     trajectory = eager.ddim_inversion(unet, picture_latents, sd.embed(SOURCE), STEPS)
     null, source, target = (sd.embed(text) for text in ("", SOURCE, REFINED))
     tuned = eager.null_text(unet, trajectory, null, source, STEPS, GUIDANCE, 3, 1e-5, 2e-5)

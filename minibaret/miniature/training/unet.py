@@ -24,7 +24,7 @@ from .vae import grid
 EMPTY_CAPTIONS = 0.1
 SNR_LIMIT = 5.0  # min-SNR weighting (Hang et al. 2023)
 HIGH_NOISE_POWER = -0.5  # of the signal-to-noise ratio, the weight where it is below 1: there the layout is decided
-WRONG_CAPTIONS = 0.4  # of another scene: without guidance a caption is then half believed
+WRONG_CAPTIONS = 0.3  # of another scene: without guidance a caption is then half believed
 OMISSION_ODDS = (0.7, 0.1, 0.1, 0.1)  # whole captions, and those that leave out colour, ground or both
 
 
