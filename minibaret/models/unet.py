@@ -112,9 +112,7 @@ class Block(nn.Module):
     is one."""
 
     checkpointing = False  # where a gradient is wanted, keep a layer's input only and compute it once more backwards
-    ready: Callable[[nn.Module], object] | None = (
-        None  # called before each layer, where weights are there a layer at a time
-    )
+    ready: Callable[[nn.Module], object] | None = None  # called before each layer, where weights are streamed
     first_resnet = first_attention = 0  # how many run before this block's
 
     def __init__(self, config: UNetConfig, time_width: int, part: str, level: int):
