@@ -76,12 +76,11 @@ class TuningKnobs(Knobs):
     def tuning(self, decay: float = 0.0) -> dict:
         """As `tune` takes it. decay: of Adam's learning rate, per time step."""
         first, rise = self.tolerance
+        by_adam = adam(lambda i: self.learning_rate * max(1 - decay * i, 0))
         return {
             "schedule": self.schedule,
             "guidance": self.guidance,
-            "solver": signs(self.step_length)
-            if self.solver == "signs"
-            else adam(lambda i: self.learning_rate * max(1 - decay * i, 0)),
+            "solver": by_adam if self.solver == "adam" else signs(self.step_length),
             "inner_steps": self.inner_steps,
             "threshold": lambda i: first + i * rise,
         }

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..adam import Adam
 from ..errors import InputError
 from ..pipeline import StableDiffusion
 from ..sampler import TRAINING_STEPS, Schedule, Step
@@ -38,7 +39,7 @@ def fine_tune(
     latents: z0, of the picture (1, 4, h, w). context: gives e (1, 77, width) at each step. parameters: what is tuned,
     in place. Raises InputError where the loss is not finite.
     """
-    schedule, adam = Schedule(), torch.optim.Adam(parameters, lr=learning_rate)
+    schedule, adam = Schedule(), Adam(parameters, learning_rate)
     for index in range(steps):
         timestep = torch.randint(TRAINING_STEPS, (), generator=numbers).item()
         noise = noise_like(latents, numbers)
@@ -53,5 +54,6 @@ def fine_tune(
         for parameter in parameters:
             parameter.grad /= noise.numel()
         adam.step()
-        adam.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         yield Step(stage, index, steps, latents, loss, 1)
