@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TRITON = 'triton>=3.0; platform_system == "Linux" and platform_machine == "x86_64"'
+WEIGHTS = ["minibaret.weights", *(f"minibaret.weights.{name}" for name in find_packages("weights"))]
 
 setup(
     name="minibaret",
@@ -14,9 +15,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["minibaret*"]), "minibaret.kernels", "minibaret.weights"],
+    packages=[*find_packages(include=["minibaret*"]), "minibaret.kernels", *WEIGHTS],
     package_dir={"minibaret": "minibaret", "minibaret.kernels": "kernels", "minibaret.weights": "weights"},
-    package_data={"minibaret.weights": ["miniature/*", "miniature/examples/*"]},
+    package_data={"minibaret.weights.miniature": ["*", "examples/*"]},
     install_requires=[
         "torch>=2.6,<2.14",
         "safetensors>=0.4",

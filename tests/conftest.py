@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 import minibaret
-from minibaret.miniature.world.drawing import render
-from minibaret.miniature.world.scene import Scene
 from minibaret.models.configs import UNetConfig
 from minibaret.models.unet import UNet
 from minibaret.weights import Model
+from minibaret.weights.miniature.world.drawing import render
+from minibaret.weights.miniature.world.scene import Scene
 
 TINY = UNetConfig(channels=(16, 32), attention=(True, False), layers_per_block=1, heads=2, context_width=24, groups=8)
 SMALL = dataclasses.replace(TINY, context_width=128)  # reads the miniature's text

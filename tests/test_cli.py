@@ -13,8 +13,8 @@ from PIL import Image
 import minibaret
 from minibaret.cli import main
 from minibaret.methods import METHODS
-from minibaret.miniature.world.drawing import render
-from minibaret.miniature.world.scene import Scene
+from minibaret.weights.miniature.world.drawing import render
+from minibaret.weights.miniature.world.scene import Scene
 
 QUICK = ["--steps", "3", "--inner-steps", "1"]
 ONCE = ["--steps", "1", "--inner-steps", "1"]  # where what comes out does not matter
@@ -329,7 +329,7 @@ def test_the_command_is_there_and_says_what_it_can():
 
 def test_methods_are_timed_where_that_is_asked_for(capsys, monkeypatch):
     quick = {name: METHODS[name] for name in ("sdedit", "negative-prompt")}
-    monkeypatch.setattr("minibaret.commands.METHODS", quick)
+    monkeypatch.setattr("minibaret.cli.commands.METHODS", quick)
     assert main(["methods", "--measure", "--steps", "2"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     column = head.index("seconds")

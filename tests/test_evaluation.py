@@ -15,14 +15,14 @@ from minibaret.evaluation.networks import Networks
 from minibaret.evaluation.scoring import score
 from minibaret.images import fit_image, psnr
 from minibaret.methods import METHODS
-from minibaret.miniature.cases import SEEDS, drawn_case
-from minibaret.miniature.training.data import attributes
-from minibaret.miniature.world import distortions
-from minibaret.miniature.world.distortions import DISTORTIONS, distort
-from minibaret.miniature.world.drawing import render
-from minibaret.miniature.world.scene import HELD_OUT_SEEDS, MEASURED_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
-from minibaret.miniature.world.tasks import KINDS, task_of
 from minibaret.pipeline import Counts
+from minibaret.weights.miniature.cases import SEEDS, drawn_case
+from minibaret.weights.miniature.training.data import attributes
+from minibaret.weights.miniature.world import distortions
+from minibaret.weights.miniature.world.distortions import DISTORTIONS, distort
+from minibaret.weights.miniature.world.drawing import render
+from minibaret.weights.miniature.world.scene import HELD_OUT_SEEDS, MEASURED_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
+from minibaret.weights.miniature.world.tasks import KINDS, task_of
 
 SCENE = Scene(3, "cat", "sitting", "orange", "snow", "a red hat")
 PLACES = ("animal", "posture", "colour", "ground", "addition")  # of `attributes`

@@ -19,12 +19,12 @@ from minibaret.bench.random_weights import TINY, write_folder
 from minibaret.images import to_pixels
 from minibaret.inversion import load_inversion, unfinished_path
 from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan, unet_layers
-from minibaret.miniature.world.drawing import render
-from minibaret.miniature.world.scene import Scene
 from minibaret.models.configs import MINIATURE, SD15, VAEConfig
 from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE
 from minibaret.weights import MINIATURE_FOLDER, OnDemandModel, convert
+from minibaret.weights.miniature.world.drawing import render
+from minibaret.weights.miniature.world.scene import Scene
 
 CPU = torch.device("cpu")
 NUMBERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
@@ -266,8 +266,8 @@ GROWTH = """
 import sys
 import minibaret
 from minibaret.memory import resident
-from minibaret.miniature.world.drawing import render
-from minibaret.miniature.world.scene import Scene
+from minibaret.weights.miniature.world.drawing import render
+from minibaret.weights.miniature.world.scene import Scene
 editor = minibaret.load(sys.argv[1], memory_limit="1500M")
 picture = render(Scene(1, "dog", "standing", "brown", "grass"))
 after = []

@@ -211,7 +211,7 @@ def test_fid_is_the_frechet_distance_of_the_pairs_features():
 
 
 def test_the_miniatures_own_pair_finds_the_right_caption(editor):
-    from minibaret.miniature.cases import drawn_case
+    from minibaret.weights.miniature.cases import drawn_case
 
     networks, case = Networks(None, editor.sd, load_image_encoder()), drawn_case("animal", 4, 128)
     found = {prompt: networks.similarity(case.answer, prompt) for prompt in case.answers}

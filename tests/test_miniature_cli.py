@@ -1,4 +1,4 @@
-"""`python -m minibaret.miniature`, on next to no scenes, steps and hours."""
+"""`python -m minibaret.weights.miniature`, on next to no scenes, steps and hours."""
 
 import json
 import sys
@@ -7,17 +7,17 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from minibaret.evaluation import scoring
-from minibaret.miniature import __main__ as command
-from minibaret.miniature import networks, table
-from minibaret.miniature.world.scene import SWEEP_SEEDS
 from minibaret.weights import MINIATURE_FOLDER
+from minibaret.weights.miniature import __main__ as command
+from minibaret.weights.miniature import networks, table
+from minibaret.weights.miniature.world.scene import SWEEP_SEEDS
 
 INSTANT = "0.000001"  # hours: one step
 
 
 def run(monkeypatch, *arguments) -> int:
     """The exit code."""
-    monkeypatch.setattr(sys, "argv", ["python -m minibaret.miniature", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["python -m minibaret.weights.miniature", *map(str, arguments)])
     try:
         command.main()
     except SystemExit as end:

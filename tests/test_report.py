@@ -5,12 +5,12 @@ import json
 import pytest
 
 from minibaret.charts import picture
+from minibaret.cli.options import method_with_knobs
 from minibaret.errors import InputError
 from minibaret.evaluation import curves, report, rows
 from minibaret.evaluation.report import Scored
 from minibaret.evaluation.rows import RANGES, Row, best, labels, search, sweep
 from minibaret.methods import METHODS
-from minibaret.options import method_with_knobs
 
 
 def row(method: str, **changes) -> Row:

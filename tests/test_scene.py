@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from minibaret.miniature.world.animals import SIZES, body, hat
-from minibaret.miniature.world.drawing import BALL_RADIUS, render
-from minibaret.miniature.world.scene import (
+from minibaret.weights.miniature.world.animals import SIZES, body, hat
+from minibaret.weights.miniature.world.drawing import BALL_RADIUS, render
+from minibaret.weights.miniature.world.scene import (
     ADDITIONS,
     ANIMALS,
     COLOURS,
@@ -20,7 +20,7 @@ from minibaret.miniature.world.scene import (
     TRAINING_SEEDS,
     Scene,
 )
-from minibaret.miniature.world.tasks import KINDS, task_of
+from minibaret.weights.miniature.world.tasks import KINDS, task_of
 
 SIZE = 128
 SEEDS = range(5)

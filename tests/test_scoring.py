@@ -20,7 +20,7 @@ from minibaret.evaluation.cases import Source
 from minibaret.evaluation.networks import Networks
 from minibaret.evaluation.scoring import Edit, Kept, Laboratory, Scorer
 from minibaret.images import psnr
-from minibaret.miniature.cases import drawn_case, drawn_source
+from minibaret.weights.miniature.cases import drawn_case, drawn_source
 from minibaret.workers import ENVIRONMENT, in_workers
 
 INTERRUPTS = 13  # a seed
@@ -133,7 +133,7 @@ def test_tuning_is_shared_changes_no_score_and_costs_are_of_whole_edits(small, m
 def test_evaluation_does_not_know_the_world():
     code = (
         "import sys; from minibaret.evaluation import cases, curves, report, rows, scoring\n"
-        "sys.exit(any(name.startswith('minibaret.miniature') for name in sys.modules))"
+        "sys.exit(any(name.startswith('minibaret.weights.miniature') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -9,13 +9,13 @@ from minibaret import charts
 from minibaret.errors import InputError
 from minibaret.evaluation.intervals import Figure
 from minibaret.methods import METHODS
-from minibaret.miniature import networks, plots, table
-from minibaret.miniature.table import TRIALS, Row, Trial, as_json, as_text, edit_rows, network_rows
-from minibaret.miniature.world import tasks
-from minibaret.miniature.world.fingerprint import fingerprint
-from minibaret.miniature.world.tasks import KINDS
 from minibaret.weights import MINIATURE_FOLDER
 from minibaret.weights.folder import MERGES, load_image_encoder
+from minibaret.weights.miniature import networks, plots, table
+from minibaret.weights.miniature.table import TRIALS, Row, Trial, as_json, as_text, edit_rows, network_rows
+from minibaret.weights.miniature.world import tasks
+from minibaret.weights.miniature.world.fingerprint import fingerprint
+from minibaret.weights.miniature.world.tasks import KINDS
 
 
 def test_every_trial_can_be_made(editor):

@@ -10,9 +10,9 @@ import pytest
 from checkpoints import full_merges, vocabulary, write_merges
 
 import minibaret
-from minibaret.miniature.training.merges import learn_merges
 from minibaret.models.tokenizer import ClipTokenizer, TextTooLong, parse_merges
 from minibaret.weights.folder import save_merges
+from minibaret.weights.miniature.training.merges import learn_merges
 from minibaret.weights.vocabulary import find_tokenizer, read_tokenizer_at
 
 WRITTEN = [

@@ -12,11 +12,17 @@ import torch
 from torch import nn
 
 from minibaret.errors import InputError
-from minibaret.miniature.networks import named_rightly
-from minibaret.miniature.training import data
-from minibaret.miniature.training import unet as train_unet
-from minibaret.miniature.training.clip import _one_word_off, relative_distance, scale_embedding
-from minibaret.miniature.training.loop import (
+from minibaret.models.configs import MINIATURE
+from minibaret.models.text_encoder import TextEncoder
+from minibaret.models.unet import UNet
+from minibaret.models.vae import VAE
+from minibaret.weights import MINIATURE_FOLDER
+from minibaret.weights.folder import load_image_encoder, read_config, save_part
+from minibaret.weights.miniature.networks import named_rightly
+from minibaret.weights.miniature.training import data
+from minibaret.weights.miniature.training import unet as train_unet
+from minibaret.weights.miniature.training.clip import _one_word_off, relative_distance, scale_embedding
+from minibaret.weights.miniature.training.loop import (
     MeanOverWorkers,
     Stage,
     _average_gradients,
@@ -24,16 +30,10 @@ from minibaret.miniature.training.loop import (
     learning_rate,
     train,
 )
-from minibaret.miniature.training.stages import find, prepare
-from minibaret.miniature.training.unet import training_latents
-from minibaret.miniature.world.drawing import render
-from minibaret.miniature.world.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
-from minibaret.models.configs import MINIATURE
-from minibaret.models.text_encoder import TextEncoder
-from minibaret.models.unet import UNet
-from minibaret.models.vae import VAE
-from minibaret.weights import MINIATURE_FOLDER
-from minibaret.weights.folder import load_image_encoder, read_config, save_part
+from minibaret.weights.miniature.training.stages import find, prepare
+from minibaret.weights.miniature.training.unet import training_latents
+from minibaret.weights.miniature.world.drawing import render
+from minibaret.weights.miniature.world.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
 from minibaret.weights.strict import load_part
 
 BUT_THE_UNET = ("text_encoder", "image_encoder", "vae")

@@ -19,11 +19,11 @@ from torch import nn
 from ..editor import Editor
 from ..images import psnr
 from ..loading import load
-from ..miniature.world.drawing import render
-from ..miniature.world.scene import Scene
 from ..models.configs import MINIATURE, SD15, ModelConfig
 from ..result import Result
 from ..sampler import Schedule, guide
+from ..weights.miniature.world.drawing import render
+from ..weights.miniature.world.scene import Scene
 from . import attention as ways_to_attend
 from . import common
 from .random_weights import TINY, random_model

@@ -79,8 +79,8 @@ def once(what: str, weights: str, dtype: str, size: str, *more: str) -> dict:
         return times(Path(weights), getattr(torch, dtype), int(size))
     from ..inversion import load_inversion
     from ..loading import load
-    from ..miniature.world.drawing import render
-    from ..miniature.world.scene import Scene
+    from ..weights.miniature.world.drawing import render
+    from ..weights.miniature.world.scene import Scene
 
     device, limit, file = more
     limit = None if limit == "none" else parse_limit(limit)

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..charts import figure
-from ..files import read_json, write_whole
+from minibaret.charts import figure
+from minibaret.files import read_json, write_whole
+
 from .training.stages import STAGES
 
 if TYPE_CHECKING:

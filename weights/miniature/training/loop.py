@@ -16,9 +16,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...errors import InputError
-from ...files import write_whole
-from ...workers import environment
+from minibaret.errors import InputError
+from minibaret.files import write_whole
+from minibaret.workers import environment
 
 CHECKPOINT_EVERY = 180.0  # seconds
 GRID_EVERY = 900.0

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...files import write_whole
+from minibaret.files import write_whole
+
 from ..world.drawing import render
 from ..world.fingerprint import world_fingerprint
 from ..world.scene import ADDITIONS, ANIMALS, COLOURS, GROUNDS, POSTURES, TRAINING_SEEDS, Scene

@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ...images import to_image
-from ...models.configs import MINIATURE
-from ...models.vae import VAE
-from ...sheet import columns_sheet
-from ...weights.folder import save_part
-from ...weights.strict import load_part
+from minibaret.images import to_image
+from minibaret.models.configs import MINIATURE
+from minibaret.models.vae import VAE
+from minibaret.sheet import columns_sheet
+from minibaret.weights.folder import save_part
+from minibaret.weights.strict import load_part
+
 from .data import normalized, training_pictures
 from .loop import Stage
 

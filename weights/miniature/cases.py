@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from functools import partial
 
-from ..errors import InputError
-from ..evaluation.cases import Case, Source
+from minibaret.errors import InputError
+from minibaret.evaluation.cases import Case, Source
+
 from .world.distortions import DISTORTIONS, distort
 from .world.drawing import render
 from .world.scene import MEASURED_SEEDS, SWEEP_SEEDS

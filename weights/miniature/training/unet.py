@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...files import write_whole
-from ...models.configs import MINIATURE
-from ...models.text_encoder import TextEncoder
-from ...models.unet import Attention, UNet
-from ...models.vae import VAE
-from ...sampler import TRAINING_STEPS, cumulative_alphas
-from ...weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
+from minibaret.files import write_whole
+from minibaret.models.configs import MINIATURE
+from minibaret.models.text_encoder import TextEncoder
+from minibaret.models.unet import Attention, UNet
+from minibaret.models.vae import VAE
+from minibaret.sampler import TRAINING_STEPS, cumulative_alphas
+from minibaret.weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
+
 from ..sampling import sample
 from ..world.fingerprint import world_fingerprint
 from .data import EMBEDDING_SCALE, OMISSIONS, all_captions, attributes, normalized, training_pictures, training_scene

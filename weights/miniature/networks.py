@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..editor import Editor
-from ..evaluation.networks import pooled_text
-from ..evaluation.scoring import Laboratory, Scorer, Scores
-from ..images import psnr, to_pixels
-from ..models.image_encoder import ImageTower
+from minibaret.editor import Editor
+from minibaret.evaluation.networks import pooled_text
+from minibaret.evaluation.scoring import Laboratory, Scorer, Scores
+from minibaret.images import psnr, to_pixels
+from minibaret.models.image_encoder import ImageTower
+
 from .sampling import sample
 from .training.clip import relative_distance
 from .world.drawing import render

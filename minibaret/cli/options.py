@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from .errors import InputError
+from ..errors import InputError
 
 PROG = "minibaret"
 # The same as in the miniature's world, which is not imported for a --help.
@@ -234,7 +234,7 @@ def _add_knobs(group, method: str | None = None) -> None:
 
 def method_with_knobs(text: str) -> tuple[str, dict]:
     """METHOD+KNOB=VALUE+…: the method's name, and its knobs by name. Raises InputError for what is neither."""
-    from .methods import find
+    from ..methods import find
 
     name, *flags = text.split("+")
     parser = _Strict(add_help=False, allow_abbrev=False)
@@ -249,7 +249,7 @@ class _Strict(argparse.ArgumentParser):
 
 def knob_fields(method: str | None = None) -> dict[str, dict]:
     """The knobs of that method, or of all: fields by name, then by method."""
-    from .methods import METHODS
+    from ..methods import METHODS
 
     found: dict[str, dict] = {}
     for each in METHODS.values():

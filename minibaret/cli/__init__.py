@@ -3,9 +3,9 @@ imported after the arguments were parsed, so that --help is quick."""
 
 import sys
 
-from .errors import InputError
+from ..errors import InputError
+from ..process import NOT_READ, NOTHING_DONE, STOPPED, steady_streams, stopped_by_signals
 from .options import PROG, parser
-from .process import NOT_READ, NOTHING_DONE, STOPPED, steady_streams, stopped_by_signals
 
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "enough memory")  # how PyTorch says it, by device and system
 

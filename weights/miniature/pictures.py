@@ -5,12 +5,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..charts import picture
-from ..errors import InputError
-from ..loading import load
-from ..progress import Count, nobody
-from ..sheet import columns_sheet, edit_sheet
-from ..weights import MINIATURE_FOLDER
+from minibaret.charts import picture
+from minibaret.errors import InputError
+from minibaret.loading import load
+from minibaret.progress import Count, nobody
+from minibaret.sheet import columns_sheet, edit_sheet
+from minibaret.weights import MINIATURE_FOLDER
+
 from . import plots
 from .cases import SEEDS, drawn_case
 from .networks import GUIDANCE, generate

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...models.configs import MINIATURE, ImageEncoderConfig, TextEncoderConfig
-from ...models.image_encoder import ImageTower
-from ...models.text_encoder import TextEncoder
-from ...models.tokenizer import ClipTokenizer
-from ...weights.folder import save_part
-from ...weights.strict import load_part
+from minibaret.models.configs import MINIATURE, ImageEncoderConfig, TextEncoderConfig
+from minibaret.models.image_encoder import ImageTower
+from minibaret.models.text_encoder import TextEncoder
+from minibaret.models.tokenizer import ClipTokenizer
+from minibaret.weights.folder import save_part
+from minibaret.weights.strict import load_part
+
 from .data import (
     EMBEDDING_SCALE,
     OMISSIONS,

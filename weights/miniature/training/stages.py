@@ -4,10 +4,11 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
-from ...errors import InputError
-from ...files import write_whole
-from ...models.configs import MINIATURE
-from ...weights.folder import CONFIG, MERGES, save_config, save_merges
+from minibaret.errors import InputError
+from minibaret.files import write_whole
+from minibaret.models.configs import MINIATURE
+from minibaret.weights.folder import CONFIG, MERGES, save_config, save_merges
+
 from .data import all_captions, training_pictures
 from .loop import Stage
 from .merges import learn_merges

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import sampler
-from ..models.unet import UNet
-from ..progress import run_to_end
+from minibaret import sampler
+from minibaret.models.unet import UNet
+from minibaret.progress import run_to_end
 
 
 class Alone:

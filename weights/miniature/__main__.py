@@ -1,8 +1,8 @@
 """Makes the shipped weights from nothing but the drawn world, and measures them.
 
-python -m minibaret.miniature train clip|vae|unet --hours H [--resume]
-python -m minibaret.miniature measure [--scenes N] [--edits N] [--seeds sweep] [--keep FILE] [--json]
-python -m minibaret.miniature pictures [NAME …]
+python -m minibaret.weights.miniature train clip|vae|unet --hours H [--resume]
+python -m minibaret.weights.miniature measure [--scenes N] [--edits N] [--seeds sweep] [--keep FILE] [--json]
+python -m minibaret.weights.miniature pictures [NAME …]
 """
 
 import argparse
@@ -11,14 +11,15 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from ..errors import InputError
-from ..evaluation.scoring import Kept, Laboratory, Scorer
-from ..images import check_writable, write_image
-from ..loading import load
-from ..methods import METHODS
-from ..process import STOPPED, stopped_by_signals
-from ..progress import ProgressBars
-from ..weights import MINIATURE_FOLDER
+from minibaret.errors import InputError
+from minibaret.evaluation.scoring import Kept, Laboratory, Scorer
+from minibaret.images import check_writable, write_image
+from minibaret.loading import load
+from minibaret.methods import METHODS
+from minibaret.process import STOPPED, stopped_by_signals
+from minibaret.progress import ProgressBars
+from minibaret.weights import MINIATURE_FOLDER
+
 from .cases import SEEDS
 from .networks import kept_scores
 from .pictures import PICTURES
@@ -33,7 +34,7 @@ KEEPING = "with --keep FILE, what was scored is in the file, and the same comman
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m minibaret.miniature", description="Train the miniature, measure it, draw what it does."
+        prog="python -m minibaret.weights.miniature", description="Train the miniature, measure it, draw what it does."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

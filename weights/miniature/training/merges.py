@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from ...models.tokenizer import WORD_END, split_like_clip
+from minibaret.models.tokenizer import WORD_END, split_like_clip
 
 
 def learn_merges(texts: Iterable[str], size: int) -> list[tuple[str, str]]:

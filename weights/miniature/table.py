@@ -7,10 +7,11 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from ..editor import Editor
-from ..evaluation.intervals import Figure, mean, means
-from ..evaluation.scoring import Edit, Scorer, Scores
-from ..methods import METHODS
+from minibaret.editor import Editor
+from minibaret.evaluation.intervals import Figure, mean, means
+from minibaret.evaluation.scoring import Edit, Scorer, Scores
+from minibaret.methods import METHODS
+
 from . import networks
 from .cases import drawn_case, drawn_source
 from .world.tasks import KINDS

@@ -1,0 +1,108 @@
+"""`minibaret evaluate`: edits of many cases, scored, and what is shown of them."""
+
+import argparse
+import hashlib
+import json
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+
+from .. import charts
+from ..errors import InputError
+from ..evaluation import curves, report
+from ..evaluation.cases import Source, folder_sources, pie_sources
+from ..evaluation.networks import Networks
+from ..evaluation.rows import Row, best, search, sweep
+from ..evaluation.scoring import Edit, Kept, Laboratory, Scorer, own_tower
+from ..files import check_place, write_whole
+from ..inversion import Origin
+from ..methods import METHODS
+from ..progress import ProgressBars
+from ..weights.miniature.cases import SEEDS, drawn_sources
+from .common import loading, write_picture
+from .options import method_with_knobs
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    if options.show:
+        return _show(options)
+    if options.jobs < 1 or (options.search is not None and options.search < 1):
+        raise InputError(f"jobs and search must be at least 1, got {options.jobs} and {options.search}")
+    if options.search and any(spec.startswith("drawn:") for spec in options.cases):
+        raise InputError("a search must be on --cases sweep:…: drawn:… are those that its best rows are measured on")
+    if options.output.suffix != ".jsonl":
+        raise InputError(f"the name of results must end in .jsonl, got {options.output.name}")
+    check_place(options.output, force=True)
+    laboratory = Laboratory(loading(options), options.networks, options.output.with_suffix(""))
+    editor, _ = laboratory.open()
+    shared = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
+    rows, more = [], []
+    for name, knobs in map(method_with_knobs, options.methods.split(",")):
+        knobs = {**shared, **knobs}
+        rows.append(Row(name, vars(editor.settings(name, options.preset, **knobs))))
+        more += search(rows[-1], options.search, knobs) if options.search else []
+    asked = [*rows, *more]
+    if options.sweep is not None:
+        asked += sweep(rows, options.sweep)
+    if options.best_of:
+        asked += best(options.best_of, [row.method for row in rows])
+    edits, left_out = [], set()
+    for spec in options.cases:
+        sources = _sources(spec, editor.config.image_size)
+        first = sources[0].make()
+        without = {row.method for row in asked if METHODS[row.method].needs_source and first.source_prompt is None}
+        edits += [Edit(s, row.method, row.knobs) for s in sources for row in asked if row.method not in without]
+        left_out |= without
+    if not edits:
+        raise InputError(f"cases with source prompts were wanted for {', '.join(left_out)}, got none")
+    weights = Origin.of(editor.sd, first.image, first.fit).weights
+    kept = Kept(options.output, hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16])
+    try:
+        with ProgressBars() as bars:
+            scores = Scorer(laboratory, kept, options.jobs, bars.count).edits(edits)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{options.output} has what was done; run the same command again to go on") from None
+    except BrokenProcessPool:
+        said = f"enough memory for {options.jobs} jobs was wanted, but one was killed"
+        raise InputError(f"{said}; {options.output} has what was done, and the same command goes on") from None
+    scored = report.grouped((edit.of, of_edit) for edit, of_edit in zip(edits, scores))
+    print(report.as_text(report.table(scored, options.against), options.against))
+    if left_out:
+        print(f"left out where there is no source prompt: {', '.join(sorted(left_out))}")
+    print(f"{options.output}: {len(kept.found)} edits")
+
+
+def _show(options: argparse.Namespace) -> None:
+    path, pictures = options.show, options.show.with_suffix("")
+    outputs = {ending: pictures.with_name(pictures.name + ending) for ending in (".md", ".json", ".png", "-curves.png")}
+    for output in outputs.values():
+        check_place(output, options.force)
+    scored = report.read(path)
+    networks = Networks(options.networks, tower=own_tower(options.weights))
+    lines = report.table(scored, options.against, partial(report.fid, networks, pictures))
+    text = report.as_text(lines, options.against)
+    write_picture(options, report.sheet(scored, pictures), outputs[".png"])
+    found = curves.curves([line for line in lines if line.kind == lines[0].kind])
+    if found:
+        write_picture(options, charts.picture(curves.charts(found)), outputs["-curves.png"])
+    values = json.dumps(report.as_json(lines, options.against), ensure_ascii=False, indent=1)
+    for ending, content in ((".md", text), (".json", values + "\n")):
+        write_whole(outputs[ending], content.encode(), options.force)
+        options.written.append(outputs[ending])
+    print(text)
+
+
+def _sources(spec: str, side: int) -> list[Source]:
+    """The cases of an argument. Raises InputError where there are none."""
+    where, _, rest = spec.partition(":")
+    places = {
+        "drawn": partial(drawn_sources, seeds=SEEDS["held-out"], side=side),
+        "sweep": partial(drawn_sources, seeds=SEEDS["sweep"], side=side),
+        "pie": pie_sources,
+        "folder": folder_sources,
+    }
+    if where not in places or not rest:
+        raise InputError(f"cases must be drawn:…, sweep:…, pie:FOLDER or folder:PATH, got {spec}")
+    found = places[where](rest)
+    if not found:
+        raise InputError(f"there are no cases in {spec}")
+    return found
