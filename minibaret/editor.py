@@ -16,7 +16,7 @@ from .files import as_path, check_place
 from .images import FITS, Picture, fit_image, read_image
 from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inversion, unfinished_path
 from .maps import MapCollector, MapRequest, check_request, find_words
-from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, peak_memory, plan, resident
+from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, hold, peak_memory, plan, resident
 from .methods import Job, Knobs, Method, find
 from .models.configs import ModelConfig
 from .pipeline import Counts, StableDiffusion
@@ -47,9 +47,8 @@ class Editor:
         `dtype_is_fixed`. process: bytes that the process took before the model was read, now if None."""
         self.model, self.config, self.device = model, model.config, model.device
         self.savings, self.memory_limit, self._dtype_is_fixed = savings, memory_limit, dtype_is_fixed
-        if memory_limit is not None and self.device.type == "cuda":  # where PyTorch can be held to it
-            total = torch.cuda.get_device_properties(self.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(memory_limit / total, 1.0), self.device)
+        if memory_limit is not None:
+            hold(memory_limit, self.device)
         self._process = resident() if process is None else process
         self.sd = StableDiffusion(model, savings)  # to embed, encode and decode with
 

@@ -31,10 +31,11 @@ LAYER, COPY_OF = 1.3, 0.6  # of a layer's weights: with a convolution's, in the 
 # Numbers in memory at once while a layer runs, by those of its widest input, of one row: without a gradient; with what
 # is kept for one.
 ROW = {"resnet": 5, "attention": 14, "sampler": 4}
-KEPT = {"resnet": 10, "attention": 40, "sampler": 4}
+KEPT = {"resnet": 8, "attention": 32, "sampler": 3}
 COPY = 16  # bytes for a weight of a tuned copy: the weight, its gradient and Adam's two averages, in float32
 COPY_TUNED = 1.15  # of the same layers, where weights have gradients too
-VAE = 12  # picture pixels · channels[0], as it is; in tiles: _tiles()
+VAE = 7  # picture pixels · channels[0], as it is; in tiles: _tiles()
+M_MMAP_THRESHOLD, LARGE = -3, 2**20  # of glibc's mallopt; bytes
 STRIPS = 0.05e9  # bytes of a tile and what is made of it
 
 
@@ -232,6 +233,17 @@ def trim() -> None:
     """Hands memory that was freed back to the system, which glibc's malloc does not do of itself."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def hold(limit: int, device: torch.device) -> None:
+    """Holds the process to bytes of memory, as far as there is something to hold it with. On CUDA that is PyTorch. On a
+    CPU with glibc, malloc learns to keep freed blocks of up to 32 MB, and gaps between them that are 0.2 GB or none, by
+    chance: from here on large blocks are pages of their own, which go back to the system when they are freed."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0), device)
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def forget_peak(device: torch.device) -> None:

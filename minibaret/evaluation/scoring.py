@@ -192,12 +192,12 @@ class Scorer:
 def _edits(laboratory: Laboratory, edits: Sequence[Edit]) -> list[Scores]:
     """Of edits of one case by one method."""
     editor, networks = laboratory.open()
-    case, kept, made = edits[0].source.make(), Inversion(), []
+    case, inversions, made = edits[0].source.make(), [], []
     prompts = [editor.sd.tokens(text) for text in (case.prompt, case.source_prompt or "")]
     for edit in edits:
-        inversion = kept if kept.holds_tuning(edit.knobs, prompts) else None
+        inversion = next((kept for kept in inversions if kept.holds_tuning(edit.knobs, prompts)), None)
         scores, result = score(editor, case, edit.method, tuples(edit.knobs), networks=networks, inversion=inversion)
-        kept = result.kept
+        inversions += [result.kept] if inversion is None else []
         if laboratory.pictures:
             leave_pictures(laboratory.pictures, edit.of, case.fitted(result.input.size), result.image)
         made.append(scores)
