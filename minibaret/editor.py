@@ -277,6 +277,8 @@ class Editor:
                 half = inversion.origin.dtype == "bfloat16" and work.dtype == torch.float32
                 savings, free = dataclasses.replace(savings, unet_dtype=torch.bfloat16 if half else None), False
             savings = plan(self.memory_limit, work, savings, free)
+        if savings.streamed and method.copies:
+            raise InputError(f"{method.name} tunes copies of networks, which cannot be made of streamed weights")
         return StableDiffusion(self.model, savings), estimate(work, savings)
 
     def _frame(

@@ -1,6 +1,7 @@
 """Less memory, the same edit."""
 
 import dataclasses
+import platform
 import re
 import subprocess
 import sys
@@ -223,6 +224,35 @@ def test_interleaved_edits_of_one_editor_do_not_disturb_each_other(tiny, picture
                     together[number] = end.value
     for number, result in enumerate(alone):
         assert torch.equal(result.latents["edit"], together[number].latents["edit"])
+
+
+HELD = """
+import sys
+import torch
+from minibaret.memory import hold, resident
+if sys.argv[1] == "held":
+    hold(10**9, torch.device("cpu"))
+del (large := [torch.ones(7 * 10**6)])[:]  # 28 MB: once it is freed, malloc keeps blocks of that size
+blocks = [torch.ones(2 * 10**6) for _ in range(40)]
+before = resident()
+del blocks[::2]  # 160 MB, and the blocks between them stay
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_a_limit_holds_malloc_to_what_is_in_use():
+    given_back = {}
+    for way in ("held", "as it is"):
+        done = subprocess.run([sys.executable, "-c", HELD, way], check=True, capture_output=True, text=True)
+        given_back[way] = int(done.stdout)
+    assert given_back["held"] > 150 * 10**6 and given_back["as it is"] < 50 * 10**6
+
+
+def test_what_tunes_copies_of_networks_refuses_streamed_weights(tiny, picture):
+    editor = minibaret.load(tiny, savings=Savings(streamed=True))
+    with pytest.raises(InputError, match="imagic tunes copies of networks, which cannot be made of streamed weights"):
+        editor.edit(picture, PROMPT, "imagic", size=(64, 64), steps=1)
 
 
 STREAMED = """
