@@ -42,32 +42,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, takes: Takes | None = None, imple
     return IMPLEMENTATIONS[implementation](q, k, v, takes)
 
 
-def attention_maps(
-    q: Tensor,
-    k: Tensor,
-    queries: Sequence[int] | None = None,
-    keys: Sequence[int] | None = None,
-    heads: str = "mean",
-    implementation: str = "auto",
-) -> Tensor:
-    """Softmax(q kᵀ / √D) at the queries and keys asked for, to look at; `attention` itself never has it in memory.
+def attention_maps(q: Tensor, k: Tensor, queries: Sequence[int] | None = None) -> Tensor:
+    """Softmax(q kᵀ / √D), the mean of the heads, to look at; `attention` itself never has it in memory.
 
-    q: (G, N, H, D), k: (G, M, H, D), row by row; queries, keys: token indices, all if None. The softmax is over all M
-    keys whichever are asked for. Returns (G, queries, keys), the mean of the heads, or with heads="each"
-    (G, H, queries, keys), in float32 or wider. There is one implementation, "torch". Raises ValueError where something
-    does not fit.
+    q: (G, N, H, D), k: (G, M, H, D), row by row; queries: the tokens asked for, all if None. Returns (G, queries, M) in
+    float32 or wider. Raises ValueError where something does not fit.
     """
     _check_shapes(q, k, k)
     if len(q) != len(k):
         raise ValueError(f"q and k must have the same rows, got {len(q)} and {len(k)}")
-    if heads not in ("mean", "each"):
-        raise ValueError(f"heads must be mean or each, got {heads!r}")
-    if implementation not in ("auto", "torch"):
-        raise ValueError(f"attention maps must be auto or torch, got {implementation!r}")
-    maps = torch_maps.attention_maps(
-        q, k, _tokens("queries", queries, q), _tokens("keys", keys, k), mean=heads == "mean"
-    )
-    return maps[:, 0] if heads == "mean" else maps
+    queries = range(q.shape[1]) if queries is None else queries
+    if not all(0 <= token < q.shape[1] for token in queries):
+        raise ValueError(f"queries must be tokens in [0, {q.shape[1]}), got {list(queries)}")
+    return torch_maps.attention_maps(q, k, torch.tensor(list(queries), dtype=torch.int64, device=q.device))
 
 
 def _automatic(q: Tensor, k: Tensor, v: Tensor, takes: Takes) -> str:
@@ -76,14 +63,6 @@ def _automatic(q: Tensor, k: Tensor, v: Tensor, takes: Takes) -> str:
     if not (q.is_cuda and shares and q.shape[1] >= WORTH_SHARING):
         return "torch"
     return "torch" if triton_attention.why_not(q, k, v, takes) else "triton"
-
-
-def _tokens(name: str, wanted: Sequence[int] | None, x: Tensor) -> Tensor:
-    if wanted is None:
-        return torch.arange(x.shape[1], device=x.device)
-    if not all(0 <= token < x.shape[1] for token in wanted):
-        raise ValueError(f"{name} must be tokens in [0, {x.shape[1]}), got {list(wanted)}")
-    return torch.tensor(list(wanted), dtype=torch.int64, device=x.device)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

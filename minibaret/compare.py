@@ -1,7 +1,7 @@
 """Several methods on one picture, side by side; what they can share is found once."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -42,11 +42,10 @@ def compare(
     prompt: str,
     source_prompt: str | None = None,
     methods: Sequence[str] = (),
-    knobs: dict[str, dict] | None = None,
     **options,
 ) -> Generator[Step, None, Comparison]:
     """Edits the picture by each method, all of METHODS if none is named; a generator of steps that returns the
-    Comparison. knobs: by method. options: of `Editor.steps`.
+    Comparison. options: of `Editor.steps`.
 
     One DDIM inversion serves all that start from the same; its time counts for the first. Raises InputError for an
     unknown method, and where every one named needs a source prompt and there is none.
@@ -61,8 +60,7 @@ def compare(
     for method in chosen:
         if method.name in left_out:
             continue
-        given = {**options, **(knobs or {}).get(method.name, {})}
-        work = editor.steps(image, prompt, method, source_prompt=source_prompt, inversion=kept, pictures=(), **given)
+        work = editor.steps(image, prompt, method, source_prompt=source_prompt, inversion=kept, pictures=(), **options)
         result = yield from _named(work, method.name)
         results[method.name], kept = result, result.kept
     return Comparison(results, left_out)
@@ -75,7 +73,7 @@ def _named(work: Generator[Step, None, Result], name: str) -> Generator[Step, No
             step = next(work)
         except StopIteration as end:
             return end.value
-        yield Step(f"{name}: {step.stage}", step.index, step.total, step.latents, step.loss, step.iterations)
+        yield replace(step, stage=f"{name}: {step.stage}")
 
 
 def _label(result: Result) -> list[str]:

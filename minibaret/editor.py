@@ -17,7 +17,7 @@ from .images import FITS, Picture, fit_image, read_image
 from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inversion, unfinished_path
 from .maps import MapCollector, MapRequest, check_request, find_words
 from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, hold, peak_memory, plan, resident
-from .methods import Job, Knobs, Method, find
+from .methods import Job, Knobs, Method, find, prompt_to_prompt
 from .models.configs import ModelConfig
 from .pipeline import Counts, StableDiffusion
 from .progress import Clock, outside_inference_mode, run_to_end
@@ -153,6 +153,27 @@ class Editor:
             memory_estimate=expected,
             maps=collector.maps if collector else None,
         )
+
+    def generate(
+        self,
+        prompt: str,
+        source_prompt: str | None = None,
+        *,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        preset: str | None = None,
+        watch: Callable[[Step], object] | None = None,
+        **knobs,
+    ) -> dict[str, Image.Image]:
+        """A picture of the prompt, "edit", from noise; with a source prompt its picture too, "source", from the same
+        noise, whose attention the first takes (prompt-to-prompt, whose knobs these are). Raises InputError as `steps`.
+        """
+        method, size = find("prompt-to-prompt"), self.check_size(size)
+        chosen = self.settings(method, preset, **knobs)
+        self.check_prompts(method, prompt, prompt if source_prompt is None else source_prompt)
+        sd, _ = self._plan(method, chosen, size, None, (prompt, source_prompt or ""))
+        found = run_to_end(prompt_to_prompt.generate(sd, source_prompt, prompt, chosen, size, seed), watch)
+        return {name: sd.decode(latents) for name, latents in found.items()}
 
     def invert(self, *arguments, watch: Callable[[Step], object] | None = None, **options) -> Inversion:
         """The slow part of an edit, to edit from. See `inversion_steps`.

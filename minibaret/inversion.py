@@ -149,7 +149,7 @@ class Inversion:
             entry.name != "trajectory"
             and len(entry.items) == knobs["steps"]
             and all(
-                _essence(x) in prompts if isinstance(x, dict) else knobs.get(key) == x
+                _essence(x) in prompts if isinstance(x, dict) else knobs.get(key, x) == x
                 for key, x in entry.recipe.items()
             )
             for entry in self.entries

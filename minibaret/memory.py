@@ -34,7 +34,7 @@ ROW = {"resnet": 5, "attention": 14, "sampler": 4}
 KEPT = {"resnet": 8, "attention": 32, "sampler": 3}
 COPY = 16  # bytes for a weight of a tuned copy: the weight, its gradient and Adam's two averages, in float32
 COPY_TUNED = 1.15  # of the same layers, where weights have gradients too
-VAE = 7  # picture pixels · channels[0], as it is; in tiles: _tiles()
+VAE = 7  # picture pixels · channels[0], as it is; in tiles: _vae()
 M_MMAP_THRESHOLD, LARGE = -3, 2**20  # of glibc's mallopt; bytes
 STRIPS = 0.05e9  # bytes of a tile and what is made of it
 
@@ -45,7 +45,7 @@ class Savings:
 
     on_demand: bool = False  # each network is read when its turn comes, and freed after it
     tiled_vae: bool = False
-    checkpointing: bool = False  # of target-text inversion: a third more time there
+    checkpointing: bool = False  # of what is tuned: a third more time there
     unet_dtype: torch.dtype | None = None  # None: that of the other networks
     streamed: bool = False  # of the UNet's weights only a layer's are in memory; with networks on demand, checkpointing
 

@@ -62,7 +62,6 @@ class Result:
         }
         if self.tuned:
             found["inner_iterations"] = sum(step.iterations for step in self.tuned)
-            found["inner_iterations_allowed"] = self.knobs.steps * self.knobs.inner_steps
         if "reconstruction" in self.images:
             found["reconstruction_psnr"] = round(self.reconstruction_psnr, 2)
         found |= self.input.info  # "colours", where the picture's profile was another than sRGB

@@ -42,14 +42,12 @@ def contact_sheet(rows: list[list[Cell]], title: str = "", scale: int = 1) -> Im
     return sheet
 
 
-def columns_sheet(
-    rows: Sequence[Sequence[Image.Image | None]], labels: Sequence[str] = (), title: str = "", scale: int = 1
-) -> Image.Image:
+def columns_sheet(rows: Sequence[Sequence[Image.Image | None]], labels: Sequence[str] = ()) -> Image.Image:
     """Rows of pictures over one line of labels, one for each column; None leaves a place empty."""
     cells = [[(picture, ()) for picture in row] for row in rows]
     if labels:
         cells[-1] = [(picture, [label]) for picture, label in zip(rows[-1], labels)]
-    return contact_sheet(cells, title, scale)
+    return contact_sheet(cells)
 
 
 def edit_sheet(result: Result, prompt: str) -> Image.Image:

@@ -22,7 +22,7 @@ class Tuned(NamedTuple):
 
     embedding: Tensor  # (1, 77, width), float32
     latents: Tensor  # (1, 4, h, w): where guided sampling with it leads
-    losses: Tensor  # float64: before the first inner iteration, and after each
+    losses: Tensor  # before the first inner iteration, and after each
 
     @property
     def iterations(self) -> int:
@@ -113,5 +113,5 @@ def tune(
                     losses.append((moved - goal).square().sum().item() / goal.numel())
                 break
         embedding, latents = embedding.detach(), moved.detach()
-        tuned.append(Tuned(embedding, latents, torch.tensor(losses, dtype=torch.float64)))
+        tuned.append(Tuned(embedding, latents, torch.tensor(losses)))
         yield Step(stage, index, schedule.steps, latents, losses[-1], len(losses) - 1)

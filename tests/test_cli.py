@@ -50,7 +50,7 @@ def test_edit_writes_the_picture_the_sheet_and_the_summary(tmp_path, dog, capsys
     summary = json.loads(said.out.splitlines()[-1])
     assert set(summary["seconds"]) == {"encode", "inversion", "target-text inversion", "edit", "decode"}
     assert summary["method"] == "baret" and summary["gradient_passes"] == summary["inner_iterations"]
-    assert summary["inner_iterations_allowed"] == 3 and 0 <= summary["inner_iterations"] <= 3
+    assert 0 <= summary["inner_iterations"] <= 3
     assert summary["reconstruction_psnr"] > 5
     for stage in ("inversion", "target-text inversion", "edit"):
         assert any(line.startswith(stage) and "3/3" in line for line in said.err.splitlines())

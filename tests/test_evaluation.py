@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minibaret import options
+from minibaret.cli import options
 from minibaret.evaluation.cases import unchanged
 from minibaret.evaluation.intervals import Figure, difference, mean, means, wilson
 from minibaret.evaluation.metrics import success

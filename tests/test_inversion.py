@@ -58,7 +58,7 @@ def test_a_file_holds_what_was_kept(tmp_path):
     recipe = {"prompt": {"text": "„Hündin“\n", "tokens": [1, 2]}, "rate": 1e-3, "pair": (0.0, 1e-5)}
     inversion.find("trajectory", {"steps": 3}).extend((torch.randn(1, 4, 4, 8),) for _ in range(4))
     inversion.find("target embeddings", recipe, Tuned).extend(
-        Tuned(torch.randn(1, 77, 24).bfloat16(), torch.randn(1, 4, 4, 8), torch.tensor(losses, dtype=torch.float64))
+        Tuned(torch.randn(1, 77, 24).bfloat16(), torch.randn(1, 4, 4, 8), torch.tensor(losses))
         for losses in ((0.1,), (0.1, float("inf"), 1e-45))
     )
     inversion.find("nothing yet", {})

@@ -255,6 +255,12 @@ def test_what_tunes_copies_of_networks_refuses_streamed_weights(tiny, picture):
         editor.edit(picture, PROMPT, "imagic", size=(64, 64), steps=1)
 
 
+def test_a_picture_from_noise_keeps_a_limit_too(tiny):
+    editor = minibaret.load(tiny, memory_limit="1M")
+    with pytest.raises(InputError, match="a memory limit of 1M cannot be kept"):
+        editor.generate(PROMPT, size=(64, 64), steps=1)
+
+
 STREAMED = """
 import sys
 from pathlib import Path

@@ -30,7 +30,7 @@ from minibaret.weights.miniature.training.loop import (
     learning_rate,
     train,
 )
-from minibaret.weights.miniature.training.stages import find, prepare
+from minibaret.weights.miniature.training.stages import STAGES, prepare
 from minibaret.weights.miniature.training.unet import training_latents
 from minibaret.weights.miniature.world.drawing import render
 from minibaret.weights.miniature.world.scene import HELD_OUT_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
@@ -54,7 +54,7 @@ def test_training_cannot_reach_a_held_out_scene(tmp_path):
 def test_a_stage_sees_no_scene_but_of_the_training_seeds(name, tmp_path, monkeypatch):
     seen, begin = set(), Scene.__post_init__
     monkeypatch.setattr(Scene, "__post_init__", lambda scene: (seen.add(scene.seed), begin(scene)))
-    stage = find(name)(tmp_path, MINIATURE_FOLDER, 2)
+    stage = STAGES[name](tmp_path, MINIATURE_FOLDER, 2)
     stage.loss(4, torch.Generator().manual_seed(0))
     assert {TRAINING_SEEDS[0], TRAINING_SEEDS[1]} <= seen <= {*TRAINING_SEEDS}
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_trained_is_refused_at_once(tmp_path):
     with pytest.raises(InputError, match="either resumed or begun"):
         check(resume=True, start=tmp_path)
     with pytest.raises(InputError, match=r"there is no vae\.safetensors in .* to begin with"):
-        check_run(find("vae"), tmp_path, hours=1.0, workers=2, resume=False, start=tmp_path)
+        check_run(STAGES["vae"], tmp_path, hours=1.0, workers=2, resume=False, start=tmp_path)
     with pytest.raises(InputError, match="the unet is trained after the vae"):
         prepare("unet", tmp_path, tmp_path / "weights", scenes=1)
 
@@ -188,7 +188,7 @@ def test_training_begins_with_nothing(tmp_path):
     prepare("clip", tmp_path / "runs", tmp_path / "weights", scenes=1)
     assert (tmp_path / "weights" / "merges.txt").read_bytes() == (MINIATURE_FOLDER / "merges.txt").read_bytes()
     assert read_config(tmp_path / "weights").unet == read_config(MINIATURE_FOLDER).unet
-    find("clip")(tmp_path / "runs", tmp_path / "weights", 1)
+    STAGES["clip"](tmp_path / "runs", tmp_path / "weights", 1)
 
 
 def test_a_stage_copies_what_it_lacks_and_spoils_nothing(tmp_path):
@@ -207,7 +207,7 @@ def test_a_stage_copies_what_it_lacks_and_spoils_nothing(tmp_path):
 def test_a_run_does_not_begin_with_weights_of_other_sizes(tmp_path):
     (tmp_path / "vae.safetensors").write_bytes((MINIATURE_FOLDER / "unet.safetensors").read_bytes())
     with pytest.raises(InputError, match=r"vae\.safetensors"):
-        check_run(find("vae"), tmp_path, hours=1.0, workers=2, resume=False, start=tmp_path)
+        check_run(STAGES["vae"], tmp_path, hours=1.0, workers=2, resume=False, start=tmp_path)
 
 
 def test_latents_are_of_one_vae(tmp_path):
@@ -225,7 +225,7 @@ def test_latents_are_of_one_vae(tmp_path):
 @pytest.mark.parametrize("name", ["clip", "vae", "unet"])
 def test_a_run_can_begin_with_the_shipped_weights(name, tmp_path):
     shutil.copy(MINIATURE_FOLDER / "config.json", tmp_path)
-    stage = find(name)(tmp_path, MINIATURE_FOLDER, 1)
+    stage = STAGES[name](tmp_path, MINIATURE_FOLDER, 1)
     stage.modules.load_state_dict(stage.read(MINIATURE_FOLDER).state_dict())
     stage.export(tmp_path)
     assert {f"{part}.safetensors" for part in stage.parts} == {path.name for path in tmp_path.glob("*.safetensors")}
@@ -241,7 +241,7 @@ OFF = 0.5
 def almost(tmp_path):
     """The UNet's stage on an empty picture, so that noisy latents tell their noise, and a UNet that is wrong by OFF
     everywhere; what it was given."""
-    stage = find("unet")(tmp_path, MINIATURE_FOLDER, 1)
+    stage = STAGES["unet"](tmp_path, MINIATURE_FOLDER, 1)
     stage.latents = torch.zeros_like(stage.latents)
     given = []
 
@@ -265,7 +265,7 @@ def test_the_unet_learns_to_name_the_noise_weighted_by_its_amount(almost):
 
 
 def test_the_noise_is_independent_of_the_picture(tmp_path):
-    stage = find("unet")(tmp_path, MINIATURE_FOLDER, 2)
+    stage = STAGES["unet"](tmp_path, MINIATURE_FOLDER, 2)
     stage.alphas = torch.full_like(stage.alphas, 0.5)
     noise = []
 
@@ -285,7 +285,7 @@ def test_the_noise_is_independent_of_the_picture(tmp_path):
 
 
 def test_many_captions_are_wrong_partial_or_empty(tmp_path):
-    stage = find("unet")(tmp_path, MINIATURE_FOLDER, 200)
+    stage = STAGES["unet"](tmp_path, MINIATURE_FOLDER, 200)
     count = 4000
     texts = stage._captions(torch.full((count,), 5), torch.Generator().manual_seed(0))
 

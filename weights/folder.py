@@ -12,10 +12,9 @@ from ..errors import InputError
 from ..files import brief, read_json, write_whole
 from ..models.configs import ImageEncoderConfig, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.image_encoder import ImageTower
-from ..models.tokenizer import LENGTH, ClipTokenizer
+from ..models.tokenizer import LENGTH
 from .files import StoredTensor
 from .strict import load_part
-from .vocabulary import read_tokenizer_at
 
 MINIATURE_FOLDER = Path(__file__).parent / "miniature"
 CONFIG, MERGES = "config.json", "merges.txt"
@@ -41,11 +40,6 @@ def load_image_encoder(folder: Path = MINIATURE_FOLDER) -> ImageTower:
     return load_part(
         lambda: ImageTower(config.text_encoder, config.image_encoder), folder / "image_encoder.safetensors"
     )
-
-
-def read_tokenizer(folder: Path) -> ClipTokenizer:
-    """The tokenizer of a folder. Raises InputError where it is missing or does not fit the text encoder."""
-    return read_tokenizer_at(folder / MERGES, read_config(folder).text_encoder.vocabulary)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -141,7 +135,7 @@ def save_config(config: ModelConfig, folder: Path) -> None:
 
 def save_merges(merges: list[tuple[str, str]], path: Path) -> None:
     """Writes a merges.txt."""
-    path.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+    write_whole(path, ("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)).encode())
 
 
 def save_part(module: nn.Module, path: Path) -> None:

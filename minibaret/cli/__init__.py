@@ -1,5 +1,6 @@
 """The command line. Bad input is one sentence and exit code 2. The commands (commands.py), and with them PyTorch, are
-imported after the arguments were parsed, so that --help is quick."""
+imported after the arguments were parsed, so that --help is quick;
+that of a command with methods' flags imports the methods."""
 
 import sys
 

@@ -6,13 +6,13 @@ import json
 
 from .. import compare as comparison
 from .. import sheet, weights
-from ..editor import Editor
+from ..editor import BRANCHES, Editor
 from ..files import check_place
 from ..inversion import check_name, load_inversion, unfinished_path
 from ..kernels import triton_problem
 from ..loading import check_defaults, load, parse_device
 from ..maps import MapRequest
-from ..methods import METHODS, find, prompt_to_prompt
+from ..methods import METHODS, find
 from ..progress import ProgressBars, run_to_end
 from ..result import Result
 from ..weights.folder import CONFIG, read_config
@@ -26,7 +26,7 @@ MOST_COLUMNS = 5  # pictures side by side on a sheet
 def edit(options: argparse.Namespace) -> None:
     check_outputs(options, options.output, options.sheet)
     editor, arguments = _prepare(options)
-    check_pictures(options, arguments["size"], {options.output: 1, options.sheet: MOST_COLUMNS})
+    check_pictures(options, arguments["size"], {options.output: (1, 1), options.sheet: (MOST_COLUMNS, 1)})
     with ProgressBars() as bars:
         result = editor.edit(
             options.image,
@@ -53,16 +53,14 @@ def generate(options: argparse.Namespace) -> None:
     editor = open_editor(options)
     knobs = editor.settings(method, options.preset, **chosen_knobs(options, method))
     size = size_of(options, editor)
-    check_pictures(options, size, {options.output: 1 if source is None else 2})
+    check_pictures(options, size, {options.output: (1 if source is None else 2, 1)})
     editor.check_prompts(method, options.prompt, options.prompt if source is None else source)
     warn_of_words(editor, options)
     with ProgressBars() as bars:
-        found = run_to_end(
-            prompt_to_prompt.generate(editor.sd, source, options.prompt, knobs, size, options.seed), bars
-        )
-    picture = editor.sd.decode(found["edit"])
+        found = editor.generate(options.prompt, source, seed=options.seed, size=size, watch=bars, **vars(knobs))
+    picture = found["edit"]
     if source is not None:
-        picture = sheet.columns_sheet([[editor.sd.decode(found["source"]), picture]], [source, options.prompt])
+        picture = sheet.columns_sheet([[found["source"], picture]], [source, options.prompt])
     write_picture(options, picture, options.output)
     print(f"{options.output}: seed {options.seed}")
     if options.json:
@@ -78,7 +76,7 @@ def compare(options: argparse.Namespace) -> None:
     shared = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
     choices = {"source_prompt": options.source_prompt, "methods": names, "preset": options.preset, **shared}
     size = size_of(options, editor)
-    check_pictures(options, size, {options.output: MOST_COLUMNS})
+    check_pictures(options, size, {options.output: (MOST_COLUMNS, -(-(1 + len(names)) // comparison.COLUMNS))})
     warn_of_words(editor, options)
     with ProgressBars() as bars:
         work = comparison.compare(editor, options.image, options.prompt, size=size, fit=options.fit, **choices)
@@ -152,7 +150,7 @@ def maps(options: argparse.Namespace) -> None:
     editor, arguments = _prepare(options)
     words = tuple(options.words or dict.fromkeys(options.prompt.split()))
     request = MapRequest(words, steps=None if options.at_step is None else [options.at_step], levels=options.levels)
-    check_pictures(options, arguments["size"], {options.output: 1 + len(words)})
+    check_pictures(options, arguments["size"], {options.output: (1 + len(words), len(BRANCHES))})
     with ProgressBars() as bars:
         result = editor.edit(options.image, options.prompt, maps=request, pictures="all", watch=bars, **arguments)
     write_picture(options, sheet.maps_sheet(result, options.prompt, options.at_step), options.output)

@@ -44,11 +44,13 @@ def check_outputs(options: argparse.Namespace, *paths: Path | None) -> None:
         check_writable(path, options.force)
 
 
-def check_pictures(options: argparse.Namespace, size: tuple[int, int], columns: dict[Path | None, int]) -> None:
-    """Raises InputError where a file cannot hold as many pictures of the size side by side as are given for it."""
-    for path, count in columns.items():
+def check_pictures(
+    options: argparse.Namespace, size: tuple[int, int], pictures: dict[Path | None, tuple[int, int]]
+) -> None:
+    """Raises InputError where a file cannot hold the columns and rows of pictures of that size given for it."""
+    for path, (columns, rows) in pictures.items():
         if path:
-            check_writable(path, options.force, (count * size[0], size[1]))
+            check_writable(path, options.force, (columns * size[0], rows * size[1]))
 
 
 def write_picture(options: argparse.Namespace, picture: Image.Image, path: Path) -> None:

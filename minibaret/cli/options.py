@@ -267,13 +267,14 @@ def chosen_knobs(options: argparse.Namespace, method: str | None = None) -> dict
 
 def _help(entries: dict) -> str:
     first = next(iter(entries.values()))
-    groups: dict[object, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for method, entry in entries.items():
-        groups.setdefault(entry.default, []).append(method)
+        source = f", {entry.metadata['source']}" * bool(entry.metadata["source"])
+        groups.setdefault(_said(entry.default) + source, []).append(method)
     if len(groups) == 1 and len(entries) > 1:
-        where = f"default {_said(first.default)}"
+        where = f"default {next(iter(groups))}"
     else:
-        where = "; ".join(f"{', '.join(names)}: {_said(default)}" for default, names in groups.items())
+        where = "; ".join(f"{', '.join(names)}: {default}" for default, names in groups.items())
     return f"{first.metadata['help']} ({where})".replace("%", "%%")
 
 

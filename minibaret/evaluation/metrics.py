@@ -22,7 +22,6 @@ Pair = tuple[Image.Image, Image.Image]
 
 class Metric(NamedTuple):
     title: str  # of its column, with the unit
-    better: str  # "higher" or "lower"
     part: str  # of the table
     of: Callable[[Case, Image.Image, Networks], float | bool | None] | None = None  # None: it is no edit's alone
     scale: float = 1.0  # of the column's unit
@@ -120,26 +119,26 @@ def ssim(a: Image.Image, b: Image.Image) -> float:
 
 
 METRICS = {
-    "success": Metric("success, %", "higher", "edit", success, 100),
-    "answer_psnr": Metric("right answer, dB", "higher", "edit", answer_psnr),
-    "earned": Metric("right answer where right, else 0 dB", "higher", "edit", earned),
-    "answer_ssim": Metric("right answer, SSIM", "higher", "edit", answer_ssim),
-    "clip": Metric("CLIP", "higher", "edit", clip),
-    "clip_edited": Metric("CLIP, edited region", "higher", "edit", clip_edited),
-    "clip_score": Metric("CLIPScore", "higher", "edit", clip_score),
-    "fid": Metric("FID", "lower", "edit"),  # of a set
-    "background_psnr": Metric("background, dB", "higher", "input", background_psnr),
-    "background_ssim": Metric("background, SSIM", "higher", "input", background_ssim),
-    "background_mse": Metric("background, MSE × 10⁴", "lower", "input", background_mse),
-    "background_lpips": Metric("background, LPIPS × 10³", "lower", "input", background_lpips),
-    "input_psnr": Metric("input, dB", "higher", "input", input_psnr),
-    "one_minus_lpips": Metric("1 − LPIPS", "higher", "input", one_minus_lpips),
-    "structure": Metric("structure distance × 10³", "lower", "input", structure),
+    "success": Metric("success, %", "edit", success, 100),
+    "answer_psnr": Metric("right answer, dB", "edit", answer_psnr),
+    "earned": Metric("right answer where right, else 0 dB", "edit", earned),
+    "answer_ssim": Metric("right answer, SSIM", "edit", answer_ssim),
+    "clip": Metric("CLIP", "edit", clip),
+    "clip_edited": Metric("CLIP, edited region", "edit", clip_edited),
+    "clip_score": Metric("CLIPScore", "edit", clip_score),
+    "fid": Metric("FID", "edit"),  # of a set
+    "background_psnr": Metric("background, dB", "input", background_psnr),
+    "background_ssim": Metric("background, SSIM", "input", background_ssim),
+    "background_mse": Metric("background, MSE × 10⁴", "input", background_mse),
+    "background_lpips": Metric("background, LPIPS × 10³", "input", background_lpips),
+    "input_psnr": Metric("input, dB", "input", input_psnr),
+    "one_minus_lpips": Metric("1 − LPIPS", "input", one_minus_lpips),
+    "structure": Metric("structure distance × 10³", "input", structure),
     # What the edit itself tells, see `scoring.score`.
-    "seconds": Metric("seconds", "lower", "cost"),
-    "row_forwards": Metric("row-forwards", "lower", "cost"),
-    "gradient_passes": Metric("gradient passes", "lower", "cost"),
-    "loss": Metric("loss × 10⁵", "lower", "cost", scale=1e5),
-    "reconstruction_psnr": Metric("reconstruction, dB", "higher", "cost"),
-    "reconstructed": Metric("reconstructed, %", "higher", "cost", scale=100),
+    "seconds": Metric("seconds", "cost"),
+    "row_forwards": Metric("row-forwards", "cost"),
+    "gradient_passes": Metric("gradient passes", "cost"),
+    "loss": Metric("loss × 10⁵", "cost", scale=1e5),
+    "reconstruction_psnr": Metric("reconstruction, dB", "cost"),
+    "reconstructed": Metric("reconstructed, %", "cost", scale=100),
 }

@@ -19,6 +19,7 @@ from ..inversion import Inversion
 from ..loading import load
 from ..methods import Method
 from ..models.image_encoder import ImageTower
+from ..pipeline import StableDiffusion
 from ..progress import Count, nobody
 from ..result import Result
 from ..weights import MINIATURE_FOLDER
@@ -62,7 +63,8 @@ def score(
             value = str(missing)
         if value is not None:
             scores[name] = value
-    scores["vae_psnr"] = psnr(editor.sd.decode(editor.sd.encode(result.input)), result.input)
+    sd = StableDiffusion(editor.model, result.savings)
+    scores["vae_psnr"] = psnr(sd.decode(sd.encode(result.input)), result.input)
     if result.reconstruction_psnr is not None:
         scores["reconstruction_psnr"] = result.reconstruction_psnr
         scores["reconstructed"] = result.reconstruction_psnr > scores["vae_psnr"] - FAILED

@@ -19,8 +19,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def copy_to_tune(network: Network) -> Network:
-    """A copy in float32 whose weights have a gradient; the network itself stays as it is."""
-    return copy.deepcopy(network).float().requires_grad_()
+    """A copy in float32 whose weights have a gradient; the network itself stays as it is. The copy is not compiled."""
+    made = copy.deepcopy(network).float().requires_grad_()
+    vars(made).pop("forward", None)  # torch.compile's would compute with the network's own weights
+    return made
 
 
 def fine_tune(

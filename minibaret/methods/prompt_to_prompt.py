@@ -28,7 +28,9 @@ from .local_blend import LocalBlend
 @dataclass(frozen=True)
 class WordKnobs(Knobs):
     self_steps: float = knob(0.4, "fraction", "part of the steps, the first, with the source's self maps")
-    cross_steps: float = knob(0.8, "fraction", "part of the steps, the first, with its cross maps", "PnPInversion: 0.4")
+    cross_steps: float = knob(
+        0.8, "fraction", "part of the steps, the first, with its cross maps", "PIE-Bench's is 0.4"
+    )
     reweight: tuple[tuple[str, float], ...] = knob((), "weights", "attention to words of the prompt, times a number")
     blend: str | None = knob(None, "word", "words: the edit changes only where it or the source looks at them")
 
@@ -46,7 +48,7 @@ def controllers(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> tuple:
             return {"edit": mixed}
         return {}
 
-    return (control, [blend], blend.after) if blend else (control,)
+    return (control, [blend], blend.after) if blend else (control, (), None)
 
 
 def cross_takes(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> list[Take]:

@@ -7,7 +7,6 @@ python -m minibaret.weights.miniature pictures [NAME …]
 
 import argparse
 import json
-import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from minibaret.errors import InputError
 from minibaret.evaluation.scoring import Kept, Laboratory, Scorer
 from minibaret.images import check_writable, write_image
 from minibaret.loading import load
-from minibaret.methods import METHODS
 from minibaret.process import STOPPED, stopped_by_signals
 from minibaret.progress import ProgressBars
 from minibaret.weights import MINIATURE_FOLDER
@@ -23,9 +21,9 @@ from minibaret.weights import MINIATURE_FOLDER
 from .cases import SEEDS
 from .networks import kept_scores
 from .pictures import PICTURES
-from .table import TRIALS, as_json, as_text, edit_rows, network_rows
+from .table import as_json, as_text, edit_rows, network_rows
 from .training.loop import check_run, train
-from .training.stages import find, prepare
+from .training.stages import STAGES, prepare
 from .world.fingerprint import fingerprint
 
 TRAINED = Path("runs/weights")  # never the shipped ones, unless somebody says so
@@ -91,7 +89,7 @@ def _none_or_more(text: str) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    stage, (runs, weights, scenes) = find(options.stage), (options.runs, options.weights, options.scenes)
+    stage, (runs, weights, scenes) = STAGES[options.stage], (options.runs, options.weights, options.scenes)
     check_run(stage, runs, options.hours, options.workers, options.resume, options.start)
     prepare(options.stage, runs, weights, scenes, options.start)
     arguments = (runs, weights, scenes)
@@ -106,9 +104,6 @@ def _measure(options: argparse.Namespace) -> None:
         rows = network_rows(editor, options.weights, kept_scores(scorer, seeds[: options.scenes]))
         rows += edit_rows(editor, scorer, seeds[: options.edits])
     print(as_text(rows))
-    missing = sorted({trial.method for trials in TRIALS.values() for trial in trials.values()} - METHODS.keys())
-    if missing:
-        print(f"left out, for they are not there: {', '.join(missing)}", file=sys.stderr)
     if options.json:
         print(json.dumps({"weights": kept.fingerprint, "seeds": options.seeds, "rows": as_json(rows)}))
 

@@ -5,6 +5,7 @@ two OpenMP threads that share a small step wait for each other longer than they 
 """
 
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -185,7 +186,7 @@ def _work(
 
 def learning_rate(peak: float, step: int, fraction: float, warmup: int = 100) -> float:
     """Linear warm-up, then a cosine down to a hundredth of the peak, by the fraction of the hours that has passed."""
-    cosine = 0.5 * (1 + torch.cos(torch.tensor(min(fraction, 1.0) * torch.pi)).item())
+    cosine = 0.5 * (1 + math.cos(min(fraction, 1.0) * math.pi))
     return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)
 
 

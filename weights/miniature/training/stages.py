@@ -1,7 +1,6 @@
-"""The three stages of training by name; each is imported only when it is wanted."""
+"""The three stages of training by name, in the order they are trained, and what each finds ready."""
 
 import shutil
-from importlib import import_module
 from pathlib import Path
 
 from minibaret.errors import InputError
@@ -9,18 +8,16 @@ from minibaret.files import write_whole
 from minibaret.models.configs import MINIATURE
 from minibaret.weights.folder import CONFIG, MERGES, save_config, save_merges
 
+from .clip import ClipStage
 from .data import all_captions, training_pictures
-from .loop import Stage
 from .merges import learn_merges
+from .unet import UNetStage, training_latents
+from .vae import VaeStage
 
 EARLIER = {"clip": (), "vae": (), "unet": ("vae", "text_encoder")}  # what must be trained before
 LATER = {"clip": ("unet",), "vae": ("unet",), "unet": ()}  # what is of no use after
-STAGES = {"clip": "ClipStage", "vae": "VaeStage", "unet": "UNetStage"}  # by file, in the order they are trained
-
-
-def find(name: str) -> type[Stage]:
-    """The stage's class. It is built from runs, weights and scenes: earlier stages are read from `weights`."""
-    return getattr(import_module(f".{name}", __package__), STAGES[name])
+# Each is built from runs, weights and scenes; earlier stages are read from `weights`.
+STAGES = {"clip": ClipStage, "vae": VaeStage, "unet": UNetStage}
 
 
 def prepare(name: str, runs: Path, weights: Path, scenes: int, start: Path | None = None) -> None:
@@ -51,6 +48,4 @@ def prepare(name: str, runs: Path, weights: Path, scenes: int, start: Path | Non
         save_merges(learn_merges(all_captions().values(), merges), weights / MERGES)
     training_pictures(runs, scenes)
     if name == "unet":
-        from .unet import training_latents
-
         training_latents(runs, weights, scenes)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from minibaret.files import write_whole
 from minibaret.models.configs import MINIATURE
 from minibaret.models.text_encoder import TextEncoder
+from minibaret.models.tokenizer import ClipTokenizer
 from minibaret.models.unet import Attention, UNet
 from minibaret.models.vae import VAE
 from minibaret.sampler import TRAINING_STEPS, cumulative_alphas
-from minibaret.weights.folder import load_part, read_config, read_tokenizer, save_config, save_part
+from minibaret.weights.folder import MERGES, read_config, save_config, save_part
+from minibaret.weights.strict import load_part
 
 from ..sampling import sample
 from ..world.fingerprint import world_fingerprint
@@ -134,7 +136,7 @@ def training_latents(runs: Path, weights: Path, count: int) -> tuple[float, Tens
 def caption_embeddings(weights: Path) -> tuple[Tensor, dict[tuple[int, ...], int]]:
     """Embeddings (captions + 1, 77, width) of every caption, as large as before EMBEDDING_SCALE, the empty in row 0;
     and each caption's row by attributes."""
-    tokenizer = read_tokenizer(weights)
+    tokenizer = ClipTokenizer.from_merges(weights / MERGES)
     encoder = load_part(lambda: TextEncoder(MINIATURE.text_encoder), weights / "text_encoder.safetensors")
     captions = all_captions()
     ids = torch.tensor([tokenizer(text) for text in ("", *captions.values())])
