@@ -104,6 +104,8 @@ def test_a_drawn_case_is_the_scene_and_its_right_answer_drawn_alike(name):
 class Stub:
     """An editor that gives back prepared pictures, and whose VAE makes everything brighter by two."""
 
+    memory_limit = None
+
     def __init__(self, edited=None, reconstruction=None):
         self.edited, self.reconstruction, self.asked, self.sd = edited, reconstruction, [], self
 

@@ -12,6 +12,7 @@ from minibaret import METHODS, InputError
 from minibaret.methods import Job, Knobs, Method
 from minibaret.methods.baret import BaretKnobs
 from minibaret.methods.common import FAST, WANTED, fits, knob, trajectory
+from minibaret.methods.fine_tuning import copy_to_tune
 from minibaret.sampler import Branch, sample
 
 # Knobs
@@ -236,3 +237,20 @@ def test_knobs_stand_for_their_method(small, picture):
     assert result.method.name == "sdedit" and (result.knobs.steps, result.knobs.strength) == (3, 0.4)
     with pytest.raises(InputError, match="a method must be one of baret"):
         small.edit(picture, "a cat", Knobs())
+
+
+@pytest.mark.parametrize("method", ["baret", "prompt-tuning", "null-text"])
+def test_what_was_tuned_is_known_by_the_knobs_and_prompts_it_depends_on(small, picture, method):
+    result = small.edit(picture, PROMPT, method, source_prompt=OTHER, steps=2)
+    tokens, knobs = [small.sd.tokens(text) for text in (PROMPT, OTHER)], vars(result.knobs)
+    assert result.kept.holds_tuning(knobs, tokens)
+    assert not result.kept.holds_tuning({**knobs, "guidance": 3.25}, tokens)
+    assert not result.kept.holds_tuning(knobs, [small.sd.tokens("a cat")])
+
+
+def test_a_tuned_copy_of_a_compiled_network_computes_with_its_own_weights():
+    network = torch.nn.Linear(2, 2)
+    network.forward = network.forward  # as torch.compile's stands there
+    made = copy_to_tune(network)
+    made.weight.data.zero_()
+    assert torch.equal(made(torch.ones(1, 2))[0], made.bias) and made(torch.ones(1, 2)).requires_grad

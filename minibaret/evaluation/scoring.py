@@ -63,7 +63,8 @@ def score(
             value = str(missing)
         if value is not None:
             scores[name] = value
-    sd = StableDiffusion(editor.model, result.savings)
+    # where there is a limit, with the savings that keep it
+    sd = editor.sd if editor.memory_limit is None else StableDiffusion(editor.model, result.savings)
     scores["vae_psnr"] = psnr(sd.decode(sd.encode(result.input)), result.input)
     if result.reconstruction_psnr is not None:
         scores["reconstruction_psnr"] = result.reconstruction_psnr
