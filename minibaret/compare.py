@@ -42,10 +42,14 @@ def compare(
     prompt: str,
     source_prompt: str | None = None,
     methods: Sequence[str] = (),
-    **options,
+    *,
+    size: tuple[int, int] | None = None,
+    fit: str | None = None,
+    preset: str | None = None,
+    **knobs,
 ) -> Generator[Step, None, Comparison]:
     """Edits the picture by each method, all of METHODS if none is named; a generator of steps that returns the
-    Comparison. options: of `Editor.steps`.
+    Comparison. size, fit, preset, knobs: as `Editor.steps` has them.
 
     One DDIM inversion serves all that start from the same; its time counts for the first. Raises InputError for an
     unknown method, and where every one named needs a source prompt and there is none.
@@ -56,10 +60,11 @@ def compare(
         raise InputError(
             f"a source prompt that says what the picture shows was wanted for {', '.join(left_out)}, got none"
         )
-    results, kept = {}, Inversion()
+    chosen = [method for method in chosen if method.name not in left_out]
     for method in chosen:
-        if method.name in left_out:
-            continue
+        editor.check_memory(method, size, preset, **knobs)
+    results, kept, options = {}, Inversion(), {"size": size, "fit": fit, "preset": preset, **knobs}
+    for method in chosen:
         work = editor.steps(image, prompt, method, source_prompt=source_prompt, inversion=kept, pictures=(), **options)
         result = yield from _named(work, method.name)
         results[method.name], kept = result, result.kept

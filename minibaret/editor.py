@@ -258,7 +258,7 @@ class Editor:
         names = {entry.name for entry in dataclasses.fields(method.knobs)}
         stored = inversion.knobs(method.keeps) if inversion and inversion.origin else {}
         stored = {name: value for name, value in stored.items() if name in names}
-        return self.settings(method, preset, **{**stored, **knobs})
+        return self.settings(method, preset, **{**stored, **method.preset(preset), **knobs})
 
     def check_prompts(self, method: str | Method | Callable, prompt: str, source_prompt: str | None) -> None:
         """Raises InputError for prompts that the method could not use."""
@@ -270,8 +270,14 @@ class Editor:
             raise InputError(f"{method.name} needs a source prompt that says what the picture shows, got none")
         self.sd.tokens(source_prompt or "")
 
+    def check_memory(
+        self, method: AnyMethod, size: tuple[int, int] | None = None, preset: str | None = None, **knobs
+    ) -> None:
+        """Raises InputError where an edit so would not keep the memory limit, or has a knob that the method has not."""
+        self._plan(find(method), self.settings(method, preset, **knobs), self.check_size(size), None, ())
+
     def _plan(
-        self, method: Method, knobs: Knobs, size: tuple[int, int], inversion: Inversion | None, prompts: tuple[str, str]
+        self, method: Method, knobs: Knobs, size: tuple[int, int], inversion: Inversion | None, prompts: Collection[str]
     ) -> tuple[StableDiffusion, int]:
         """The networks, with the savings of memory that the work needs; the estimate of what it then takes, in bytes.
         Raises InputError where the limit cannot be kept."""

@@ -312,8 +312,9 @@ def _essence(value):
 def _said(key: str, was, wanted) -> str:
     """A value of a recipe that differs, as the command line has it."""
     if isinstance(was, dict) and isinstance(wanted, dict):
-        same = was.get("text") == wanted.get("text")
-        return "another tokenizer" if same else f"the prompt {was.get('text')!r}, not {wanted.get('text')!r}"
+        made, asked = was.get("text"), wanted.get("text")
+        said = f"the prompt {made!r}" if made else "the empty prompt"
+        return "another tokenizer" if made == asked else f"{said}, not {repr(asked) if asked else 'the empty one'}"
     words = [":".join(f"{part:g}" for part in v) if isinstance(v, list) else shown(str(v)) for v in (was, wanted)]
     return f"{shown(key).replace('_', ' ')} {words[0]}, not {words[1]}"
 

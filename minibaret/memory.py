@@ -218,6 +218,8 @@ def _choices(asked: Savings, half: bool, copies: bool) -> Iterator[Savings]:
 
 def in_words(size: int, up: bool = False) -> str:
     """Bytes as 4.1G or 900M; up: a limit that is copied from here must be enough."""
+    if size < 10**6:
+        return str(size)
     unit, letter, parts = (10**9, "G", 10) if size >= 10**9 else (10**6, "M", 1)
     count = math.ceil(size * parts / unit) if up else round(size * parts / unit)
     return f"{count / parts:g}{letter}"

@@ -151,7 +151,7 @@ def test_an_inversion_of_something_else_is_refused_with_what_differs(small, pict
     assert refusal(prompt=OTHER) == f"the prompt '{PROMPT}', not '{OTHER}'"
     assert refusal(steps=5) == "steps 4, not 5"
     assert refusal(guidance=3.0) == "guidance 7.5, not 3.0"
-    assert refusal(inversion_prompt="null") == f"the prompt '{PROMPT}', not ''"
+    assert refusal(inversion_prompt="null") == f"the prompt '{PROMPT}', not the empty one"
     assert refusal(inner_steps=1) == "inner steps 2, not 1"
     assert refusal(learning_rate=0.5) == "learning rate 0.01, not 0.5"
     assert refusal(tolerance=(0.0, 1e-5)) == "tolerance 0:0, not 0:1e-05"

@@ -300,14 +300,14 @@ def test_a_damaged_pie_bench_folder_is_refused(pie):
         path.write_text(json.dumps({**values, first: {**values[first], **changes}}))
         return pie_sources(str(pie))
 
-    for changes in ({"mask": ["x"]}, {"editing_type_id": "12"}, {"editing_type_id": None}, {"mask": 3}):
+    for changes in ({"mask": ["x"]}, {"editing_type_id": "12"}, {"editing_type_id": "-1"}, {"mask": 3}):
         with pytest.raises(InputError, match=f"entry {first} of .* must have editing_type_id, image_path"):
             broken(**changes)
-    for mask in ([5], [SIDE * SIDE, 1], [-1, 5]):
-        with pytest.raises(InputError, match="a mask must be pairs of a start below 262144 and a length"):
+    with pytest.raises(InputError, match=r"a picture was wanted at .*gone.png, but there is none"):
+        broken(image_path="gone.png")
+    for mask in ([5], [SIDE * SIDE, 1], [0, SIDE * SIDE + 1], [-1, 5]):
+        with pytest.raises(InputError, match="a mask must be pairs of start and length within 262144 pixels"):
             broken(mask=mask)[0].make()
-    with pytest.raises(InputError, match=r"there is no picture at .*gone.png"):
-        broken(image_path="gone.png")[0].make()
     path.write_text("[]")
     with pytest.raises(InputError, match=r"mapping_file.json must be an object"):
         pie_sources(str(pie))
@@ -323,12 +323,11 @@ def test_a_folder_with_a_table_is_read(tmp_path):
     case = sources[0].make()
     assert (case.prompt, case.source_prompt, case.kind) == ("a dog, sitting", None, "pose")
     assert case.image.size == (30, 20) and case.changing is None
-    table.write_text("image,prompt,source_prompt\na.png,a cat,a dog\ngone.png,a cat,a dog\n")
-    sources = folder_sources(str(tmp_path))
-    assert sources[0].make().source_prompt == "a dog"
-    with pytest.raises(InputError, match=r"there is no picture at .*gone.png"):
-        sources[1].make()
+    table.write_text("image,prompt,source_prompt\na.png,a cat,a dog\n")
+    other = folder_sources(str(tmp_path))[0]
+    assert other.make().source_prompt == "a dog" and other.digest != sources[0].digest
     for text, said in (
+        ("image,prompt\ngone.png,a cat\n", "a picture was wanted at .*gone.png, but there is none"),
         ("image,text\na.png,a cat\n", "line 2 of .*list.csv must have an image and a prompt"),
         ("image,prompt\na.png,a cat\na.png,\n", "line 3 of .*list.csv must have"),
         ("image,prompt,source_prompt\na.png,a cat,a dog\na.png,a cat,\n", "a source_prompt in every line or in none"),

@@ -51,8 +51,12 @@ def test_a_method_with_knobs_is_read():
         "baret",
         {"rigid": True, "transition": (0.6, 0.2), "steps": 9},
     )
-    for text in ("direct+editor=magic", "sdedit+rigid", "baret+step=3", "baret+"):
+    assert method_with_knobs("baret+no-rigid") == ("baret", {"rigid": False})
+    for text in ("direct+editor=magic", "baret+steps"):
         with pytest.raises(InputError, match=r"a method with knobs must be like direct\+editor=masactrl"):
+            method_with_knobs(text)
+    for text in ("sdedit+rigid", "sdedit+step=3", "sdedit+"):
+        with pytest.raises(InputError, match=r"sdedit has no .*; what it has: steps, guidance"):
             method_with_knobs(text)
 
 
@@ -120,9 +124,10 @@ def test_results_of_two_models_or_of_something_else_are_refused(tmp_path):
     write(of, {**of, "weights": "others"})
     with pytest.raises(InputError, match="must hold scores of one model's weights, it holds those of 2"):
         report.read(path)
-    write(of, {"weights": "w", "networks, scene": 3})
-    with pytest.raises(InputError, match="must be what `minibaret evaluate` wrote, but a line lacks 'method'"):
-        report.read(path)
+    for other, missing in ({"weights": "w", "networks, scene": 3}, "case"), ({**of, "method": "magic"}, "method"):
+        write(of, other)
+        with pytest.raises(InputError, match=f"must be what `minibaret evaluate` wrote, but line 2 has no {missing}"):
+            report.read(path)
 
 
 def test_the_best_row_of_each_method_is_taken(tmp_path):

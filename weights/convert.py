@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,7 +18,7 @@ from ..files import write_whole
 from ..models.configs import SD15, ModelConfig
 from .detect import find_checkpoint
 from .files import DTYPES, StoredTensor
-from .folder import CHANNELS_LAST, CONFIG, MERGES, save_config, save_merges
+from .folder import CHANNELS_LAST, MERGES, save_config, save_merges
 from .int8 import SCALE, best_scale, to_int8
 from .loading import prepare_network
 from .vocabulary import find_tokenizer, read_tokenizer_at
@@ -43,9 +44,9 @@ def convert(
     path, variant, tokenizer and sizes.
 
     watch: called with a network's name, how many of its tensors are written, and of how many. dtype: one of FORMATS;
-    "int8" keeps in 16 bits what has a single dimension, and the weights whose error is largest. Files are written
-    whole, config.json last: a folder that lacks it is unfinished, and the same command begins it anew. Raises
-    InputError where `load_model` would, where the folder is there already, and for a number too large for the dtype.
+    "int8" keeps in 16 bits what has a single dimension, and the weights whose error is largest. Until it is finished
+    the folder has .part after its name, and the same call begins it anew. Raises InputError where `load_model` would,
+    where the folder is there already, and for a number too large for the dtype.
     """
     if dtype not in FORMATS:
         raise InputError(f"dtype must be one of {', '.join(FORMATS)}, got {dtype!r}")
@@ -53,17 +54,20 @@ def convert(
     for part in checkpoint.parts:
         prepare_network(checkpoint, part)
     clip = read_tokenizer_at(find_tokenizer(path, tokenizer), checkpoint.config.text_encoder.vocabulary)
-    if (folder / CONFIG).exists() or (folder.exists() and not folder.is_dir()):
+    if os.path.lexists(folder):
         raise InputError(f"{folder} exists already: name a folder that is yet to be made")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.absolute()
+    unfinished = folder.with_name(folder.name + ".part")
+    unfinished.mkdir(parents=True, exist_ok=True)
     for part, tensors in checkpoint.parts.items():
-        _write(folder / f"{part}.safetensors", part, tensors, dtype, watch)
+        _write(unfinished / f"{part}.safetensors", part, tensors, dtype, watch)
     if checkpoint.config.image_encoder and (path / IMAGE_ENCODER).is_file():
-        write_whole(folder / IMAGE_ENCODER, (path / IMAGE_ENCODER).read_bytes())
-    save_merges(clip.merges, folder / MERGES)
+        write_whole(unfinished / IMAGE_ENCODER, (path / IMAGE_ENCODER).read_bytes())
+    save_merges(clip.merges, unfinished / MERGES)
     files = sorted({tensor.path for tensors in checkpoint.parts.values() for tensor in tensors.values()})
     origin = {str(file.relative_to(path) if path.is_dir() else file.name): _sha256(file) for file in files}
-    save_config(dataclasses.replace(checkpoint.config, origin=origin), folder)
+    save_config(dataclasses.replace(checkpoint.config, origin=origin), unfinished)
+    unfinished.rename(folder)
 
 
 def _write(path: Path, part: str, tensors: Mapping[str, StoredTensor], dtype: str, watch: Count) -> None:

@@ -25,14 +25,18 @@ from .options import method_with_knobs
 def evaluate(options: argparse.Namespace) -> None:
     if options.show:
         return _show(options)
-    if options.jobs < 1 or (options.search is not None and options.search < 1):
-        raise InputError(f"jobs and search must be at least 1, got {options.jobs} and {options.search}")
+    for name in ("jobs", "search"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise InputError(f"{name} must be at least 1, got {getattr(options, name)}")
     if options.search and any(spec.startswith("drawn:") for spec in options.cases):
         raise InputError("a search must be on --cases sweep:…: drawn:… are those that its best rows are measured on")
     if options.output.suffix != ".jsonl":
         raise InputError(f"the name of results must end in .jsonl, got {options.output.name}")
     check_place(options.output, force=True)
-    laboratory = Laboratory(loading(options), options.networks, options.output.with_suffix(""))
+    pictures = options.output.with_suffix("")
+    if pictures.exists() and not pictures.is_dir():
+        raise InputError(f"the edits' pictures go into a folder {pictures}, but that is a file")
+    laboratory = Laboratory(loading(options), options.networks, pictures)
     editor, _ = laboratory.open()
     shared = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
     rows, more = [], []
@@ -45,6 +49,8 @@ def evaluate(options: argparse.Namespace) -> None:
         asked += sweep(rows, options.sweep)
     if options.best_of:
         asked += best(options.best_of, [row.method for row in rows])
+    if options.against:
+        report.compared_with(list({str(row): row for row in asked}.values()), options.against)
     edits, left_out = [], set()
     for spec in options.cases:
         sources = _sources(spec, editor.config.image_size)

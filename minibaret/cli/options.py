@@ -108,7 +108,8 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
         default=["drawn:posture:40"],
         metavar="CASES",
         help=f"drawn:KIND:COUNT, held-out scenes of the miniature's world, KIND one of {', '.join(KINDS)}; sweep:…, "
-        "the scenes to choose knobs by; pie:FOLDER[:KIND], PIE-Bench; folder:PATH, pictures and a CSV file",
+        "the scenes to choose knobs by; pie:FOLDER[:KIND], PIE-Bench; folder:PATH, pictures and a CSV file with the "
+        "columns image, prompt, source_prompt and kind, the last two if known",
     )
     found.add_argument("-o", "--output", type=Path, default=Path("results.jsonl"), help="default %(default)s")
     found.add_argument("--jobs", type=int, default=1, help="processes of one thread each; 1: this one, as it is")
@@ -211,7 +212,7 @@ def _add_method(command: argparse.ArgumentParser, full: bool) -> None:
 
 
 def _add_preset(group) -> None:
-    text = "paper: the paper's values, whatever the model's config says; fast: fewer steps, to try many prompts"
+    text = "paper: the paper's values, whatever the model's config says; fast: 20 steps, to try many prompts"
     group.add_argument("--preset", choices=("paper", "fast"), help=text)
 
 
@@ -238,6 +239,10 @@ def method_with_knobs(text: str) -> tuple[str, dict]:
 
     name, *flags = text.split("+")
     parser = _Strict(add_help=False, allow_abbrev=False)
+    for flag in flags:
+        knob = flag.partition("=")[0].replace("-", "_").removeprefix("no_")
+        if knob not in knob_fields(find(name).name):
+            find(name).knobs_from({knob: None})  # says which it has
     _add_knobs(parser, find(name).name)
     return name, chosen_knobs(parser.parse_args([f"--{flag}" for flag in flags]), name)
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -58,10 +59,18 @@ class Source(NamedTuple):
 
     name: str  # kind/which, fit for a file's name
     make: Callable[[], Case]
+    digest: str = ""  # of what it is made of, where the name does not say that
 
 
 def named(kind: str, which: str) -> str:
     return "/".join(re.sub(r"[^\w-]+", "-", part) for part in (kind, which))
+
+
+def digest_of(picture: Path, *texts: str) -> str:
+    """Of a case's file and its texts. Raises InputError where there is no file."""
+    if not picture.is_file():
+        raise InputError(f"a picture was wanted at {picture}, but there is none")
+    return hashlib.sha256(picture.read_bytes() + "\n".join(texts).encode()).hexdigest()[:16]
 
 
 def unchanged(before: Image.Image, after: Image.Image) -> np.ndarray:
@@ -80,7 +89,7 @@ def pie_sources(spec: str) -> list[Source]:
     sources = []
     for key, entry in entries.items():
         try:
-            found = PIE_KINDS[int(entry["editing_type_id"])]
+            found = dict(enumerate(PIE_KINDS))[int(entry["editing_type_id"])]
             texts = [str(entry[name]) for name in ("image_path", "original_prompt", "editing_prompt")]
             runs = entry["mask"].split() if isinstance(entry["mask"], str) else entry["mask"]
             made = partial(pie_case, folder, *texts, tuple(map(int, runs)), found)
@@ -88,12 +97,15 @@ def pie_sources(spec: str) -> list[Source]:
             wanted = "editing_type_id, image_path, original_prompt, editing_prompt and mask as PIE-Bench has them"
             raise InputError(f"entry {key} of {path} must have {wanted}, but: {error!r}") from None
         if kind in (None, found):
-            sources.append(Source(named(found, key), made))
+            digest = digest_of(folder / "annotation_images" / texts[0], *texts, str(runs))
+            sources.append(Source(named(found, key), made, digest))
     return sources
 
 
 def _folder_and_kind(spec: str) -> tuple[Path, str | None]:
     name, colon, kind = spec.rpartition(":")
+    if colon and kind not in PIE_KINDS and Path(name).is_dir() and not Path(spec).exists():
+        raise InputError(f"a kind of PIE-Bench's edits must be one of {', '.join(PIE_KINDS)}, got {kind}")
     return (Path(name), kind) if colon and kind in PIE_KINDS else (Path(spec), None)
 
 
@@ -110,8 +122,9 @@ def pie_mask(runs: tuple[int, ...], side: int = PIE_SIDE) -> Image.Image:
     mask = np.zeros(side * side, dtype=np.uint8)
     for start, length in zip(runs[::2], runs[1::2]):
         mask[start : start + length] = 255
-    if len(runs) % 2 or any(not 0 <= start < side * side for start in runs[::2]):
-        raise InputError(f"a mask must be pairs of a start below {side * side} and a length, got {str(runs)[:40]}")
+    ends = [start + length for start, length in zip(runs[::2], runs[1::2])]
+    if len(runs) % 2 or any(run < 0 for run in runs) or any(end > side * side for end in ends):
+        raise InputError(f"a mask must be pairs of start and length within {side * side} pixels, got {str(runs)[:40]}")
     mask = mask.reshape(side, side)
     mask[[0, -1]] = mask[:, [0, -1]] = 255
     return Image.fromarray(mask)
@@ -134,8 +147,11 @@ def folder_sources(spec: str) -> list[Source]:
         if not texts["image"] or not texts["prompt"]:
             raise InputError(f"line {number} of {tables[0]} must have an image and a prompt, under these headings")
         kind = texts.pop("kind") or folder.resolve().name
-        made = partial(folder_case, folder, kind=kind, **texts)
-        sources.append(Source(named(kind, f"{number - 1}-{Path(texts['image']).stem}"), made))
+        made, digest = (
+            partial(folder_case, folder, kind=kind, **texts),
+            digest_of(folder / texts["image"], *texts.values()),
+        )
+        sources.append(Source(named(kind, f"{number - 1}-{Path(texts['image']).stem}"), made, digest))
     return sources
 
 

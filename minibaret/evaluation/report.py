@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..images import read_image
+from ..methods import METHODS
 from ..sheet import contact_sheet
 from ..weights.folder import tuples
 from .intervals import Figure, difference, means
@@ -43,11 +44,14 @@ def read(path: Path) -> list[Scored]:
     if not path.is_file():
         raise InputError(f"there are no results at {path}")
     lines, _ = read_lines(path)
-    try:
-        found = grouped(line.values() for line in lines)
-        weights = {line["of"]["weights"] for line in lines}
-    except KeyError as error:
-        raise InputError(f"{path} must be what `minibaret evaluate` wrote, but a line lacks {error}") from None
+    for number, line in enumerate(lines, 1):
+        of, kinds = line["of"], {"weights": str, "case": str, "method": str, "knobs": dict}
+        wrong = [name for name, kind in kinds.items() if not isinstance(of.get(name), kind)]
+        wrong += ["scores"] * (not line["scores"]) + ["method"] * (of.get("method") not in METHODS)
+        if wrong:
+            raise InputError(f"{path} must be what `minibaret evaluate` wrote, but line {number} has no {wrong[0]}")
+    found = grouped(line.values() for line in lines)
+    weights = {line["of"]["weights"] for line in lines}
     if len(weights) != 1:
         raise InputError(f"{path} must hold scores of one model's weights, it holds those of {len(weights)}")
     return found
@@ -69,9 +73,7 @@ def table(scored: Sequence[Scored], against: str = "", fid: Distance | None = No
     """A line for every row and kind of case, and for all kinds together first. against: the label or method of the row
     that the others are compared with, on the cases that both have. Raises InputError where there is no such row."""
     texts, _ = labels([one.row for one in scored])
-    other = next((one for one, text in zip(scored, texts) if against in (text, one.row.method)), None)
-    if against and not other:
-        raise InputError(f"a row to compare with must be one of {'; '.join(texts)}, got {against}")
+    other = scored[compared_with([one.row for one in scored], against)] if against else None
     kinds = list(dict.fromkeys(name.partition("/")[0] for one in scored for name in one.scores))
     kinds = kinds if len(kinds) == 1 else [ALL, *kinds]
     lines = []
@@ -93,6 +95,15 @@ def table(scored: Sequence[Scored], against: str = "", fid: Distance | None = No
                 over = difference([mine[name] for name in both], [other.scores[name] for name in both])
                 lines.append(Line(kind, one.row, text, len(mine), in_units(figures), absent, in_units(over)))
     return lines
+
+
+def compared_with(rows: Sequence[Row], against: str) -> int:
+    """Which row has that label, or method. Raises InputError where none has."""
+    texts, _ = labels(rows)
+    for place, (row, text) in enumerate(zip(rows, texts)):
+        if against in (text, row.method):
+            return place
+    raise InputError(f"a row to compare with must be one of {'; '.join(texts)}, got {against}")
 
 
 def fid(networks: Networks, folder: Path, one: Scored) -> float | str:

@@ -46,11 +46,16 @@ def sweep(rows: Sequence[Row], named: Sequence[str] = ()) -> list[Row]:
     pairs = [(row, METHODS[row.method].strength) for row in rows]
     if named:
         wanted = [name.replace("-", "_").rpartition(".")[::2] for name in named]
-        pairs = [(row, knob) for name, knob in wanted for row in rows if row.method.replace("-", "_") == name]
-    if not pairs or any(knob not in ranged(row) for row, knob in pairs):
+        pairs = [(row, knob) for name, knob in wanted for row in rows if _plain(row) == name]
+    unknown = [name for name in named if name.replace("-", "_").rpartition(".")[0] not in {_plain(row) for row in rows}]
+    if not pairs or unknown or any(knob not in ranged(row) for row, knob in pairs):
         known = ", ".join(dict.fromkeys(f"{row.method}.{knob}" for row in rows for knob in ranged(row)))
         raise InputError(f"knobs to sweep must be among {known}, got {', '.join(named)}")
     return [row.changed(**{knob: value}) for row, knob in pairs for value in RANGES[knob]]
+
+
+def _plain(row: Row) -> str:
+    return row.method.replace("-", "_")
 
 
 def ranged(row: Row) -> list[str]:
@@ -88,7 +93,11 @@ def labels(rows: Sequence[Row]) -> tuple[list[str], str]:
     once."""
     changes = [changes_of(row) for row in rows]
     names = dict.fromkeys(name for row in changes for name in row)
-    shared = {n for n in names if len({str(row.knobs[n]) for row in rows if n in row.knobs}) == 1 and len(rows) > 1}
+    having = {name: [row for row in rows if name in row.knobs] for name in names}
+    alike = {
+        name for name, some in having.items() if len({str(row.knobs[name]) for row in some}) == 1 and len(rows) > 1
+    }
+    shared = {name for name in alike if len({row.method for row in having[name]}) > 1 or having[name] == list(rows)}
     texts = [", ".join([row.method, *(t for n, t in c.items() if n not in shared)]) for row, c in zip(rows, changes)]
     said = {name: text for change in changes for name, text in change.items() if name in shared}
     return texts, ", ".join(said.values())
@@ -105,4 +114,6 @@ def changes_of(row: Row) -> dict[str, str]:
 
 def as_text(value: object) -> str:
     """A knob's value as the command line takes it."""
-    return ":".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return ":".join(f"{part[0]}={part[1]:g}" if isinstance(part, tuple | list) else f"{part:g}" for part in value)

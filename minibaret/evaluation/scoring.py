@@ -29,6 +29,7 @@ from .cases import Case, Source
 from .metrics import METRICS
 from .networks import Missing, Networks
 
+LINE = b'{"of": '  # how each begins that is kept
 FAILED = 3.0  # dB below the VAE's own: a reconstruction that failed; ours
 Scores = dict[str, float | bool | str]  # a text says why there is none
 
@@ -87,7 +88,8 @@ class Edit(NamedTuple):
     @property
     def of(self) -> dict:
         """What its scores are kept under."""
-        return {"case": self.source.name, "method": self.method, "knobs": self.knobs}
+        digest = {"digest": self.source.digest} if self.source.digest else {}
+        return {"case": self.source.name, **digest, "method": self.method, "knobs": self.knobs}
 
 
 class Kept:
@@ -115,7 +117,7 @@ class Kept:
         self.found[self._key(of)] = scores
         if self.path:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(f'{{"of": {self._key(of)}, "scores": {json.dumps(scores)}}}\n')
+                file.write(f'{LINE.decode()}{self._key(of)}, "scores": {json.dumps(scores)}}}\n')
 
     def _key(self, of: dict) -> str:
         return json.dumps({"weights": self.fingerprint, **of})
@@ -132,7 +134,7 @@ def read_lines(path: Path) -> tuple[list[dict], int]:
             found.append({"of": dict(entry["of"]), "scores": dict(entry["scores"])})
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{path} should hold kept scores, but line {number} holds something else") from None
-    if rest and not lines:
+    if rest and not lines and not rest.startswith(LINE[: len(rest)]):
         raise InputError(f"{path} should hold kept scores, but holds something else")
     return found, path.stat().st_size - len(rest)
 
@@ -199,7 +201,11 @@ def _edits(laboratory: Laboratory, edits: Sequence[Edit]) -> list[Scores]:
     prompts = [editor.sd.tokens(text) for text in (case.prompt, case.source_prompt or "")]
     for edit in edits:
         inversion = next((kept for kept in inversions if kept.holds_tuning(edit.knobs, prompts)), None)
-        scores, result = score(editor, case, edit.method, tuples(edit.knobs), networks=networks, inversion=inversion)
+        given = {"networks": networks, "inversion": inversion}
+        try:
+            scores, result = score(editor, case, edit.method, tuples(edit.knobs), **given)
+        except InputError as error:
+            raise InputError(f"{edit.source.name} by {edit.method}: {error}") from None
         inversions += [result.kept] if inversion is None else []
         if laboratory.pictures:
             leave_pictures(laboratory.pictures, edit.of, case.fitted(result.input.size), result.image)

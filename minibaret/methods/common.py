@@ -96,7 +96,7 @@ def fits(kind: str | tuple[str, ...], value) -> bool:
     if not isinstance(kind, str):
         return value in kind
     whole = isinstance(value, int) and not isinstance(value, bool)
-    finite = (isinstance(value, float) or whole) and math.isfinite(value)
+    finite = (isinstance(value, float) and math.isfinite(value)) or (whole and abs(value) < 2**63)
     if kind in ("fractions", "pair"):
         high = 1 if kind == "fractions" else math.inf
         pair = isinstance(value, tuple | list) and len(value) == 2
@@ -167,7 +167,7 @@ class Method:
     def preset(self, name: str | None) -> Mapping[str, object]:
         """What the preset of that name changes. Raises InputError for another name."""
         presets = {None: {}, "paper": self.paper_values, "fast": FAST}
-        if name not in presets:
+        if not isinstance(name, str | None) or name not in presets:
             raise InputError(f"a preset must be one of {', '.join(PRESETS)}, got {name!r}")
         return presets[name]
 
@@ -234,9 +234,9 @@ def interpolate(towards: Tensor, start: Tensor, weight: float) -> Tensor:
 
 
 def random_numbers(seed: int) -> torch.Generator:
-    """Made on the CPU, so that every device gets the same. Raises InputError for a seed of more than 64 bits."""
-    if seed >= 2**64:
-        raise InputError(f"seed must be below 2⁶⁴, got {seed}")
+    """Made on the CPU, so that every device gets the same. Raises InputError for a seed that is not of 64 bits."""
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed must be at least 0 and below 2⁶⁴, got {seed}")
     return torch.Generator().manual_seed(seed)
 
 

@@ -43,5 +43,7 @@ def drawn_sources(spec: str, seeds: Sequence[int], side: int) -> list[Source]:
     kind, count, distortion = (spec.split(":") + [""] * 2)[:3]
     if kind not in KINDS or not count.isdecimal() or not int(count) or distortion not in ("", *DISTORTIONS):
         wanted = f"{'|'.join(KINDS)}:COUNT[:{'|'.join(DISTORTIONS)}]"
-        raise InputError(f"drawn cases must be {wanted}, got {spec}")
+        raise InputError(f"drawn: and sweep: must be followed by {wanted}, got {spec}")
+    if int(count) > len(seeds):
+        raise InputError(f"there are {len(seeds):,} drawn scenes, too few for {spec}")
     return [drawn_source(kind, seed, side, distortion or None) for seed in seeds[: int(count)]]
