@@ -28,9 +28,7 @@ from .local_blend import LocalBlend
 @dataclass(frozen=True)
 class WordKnobs(Knobs):
     self_steps: float = knob(0.4, "fraction", "part of the steps, the first, with the source's self maps")
-    cross_steps: float = knob(
-        0.8, "fraction", "part of the steps, the first, with its cross maps", "PIE-Bench's is 0.4"
-    )
+    cross_steps: float = knob(0.8, "fraction", "part of the steps, the first, with its cross maps", "PIE-Bench: 0.4")
     reweight: tuple[tuple[str, float], ...] = knob((), "weights", "attention to words of the prompt, times a number")
     blend: str | None = knob(None, "word", "words: the edit changes only where it or the source looks at them")
 
