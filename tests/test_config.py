@@ -11,9 +11,9 @@ from checkpoints import TINY, random_weights, write_minibaret
 
 import minibaret
 from minibaret.cli import main
-from minibaret.models.configs import MINIATURE
 from minibaret.weights import load_model
 from minibaret.weights.folder import MINIATURE_FOLDER, read_config, save_config, save_part
+from minibaret.weights.miniature.config import MINIATURE
 
 
 @pytest.mark.parametrize(

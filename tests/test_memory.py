@@ -20,10 +20,11 @@ from minibaret.bench.random_weights import TINY, write_folder
 from minibaret.images import to_pixels
 from minibaret.inversion import load_inversion, unfinished_path
 from minibaret.memory import Work, estimate, in_words, parse_limit, peak_memory, plan, unet_layers
-from minibaret.models.configs import MINIATURE, SD15, VAEConfig
+from minibaret.models.configs import SD15, VAEConfig
 from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE
 from minibaret.weights import MINIATURE_FOLDER, OnDemandModel, convert
+from minibaret.weights.miniature.config import MINIATURE
 from minibaret.weights.miniature.world.drawing import render
 from minibaret.weights.miniature.world.scene import Scene
 

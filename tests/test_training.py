@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from minibaret.errors import InputError
-from minibaret.models.configs import MINIATURE
 from minibaret.models.text_encoder import TextEncoder
 from minibaret.models.unet import UNet
 from minibaret.models.vae import VAE
 from minibaret.weights import MINIATURE_FOLDER
 from minibaret.weights.folder import load_image_encoder, read_config, save_part
+from minibaret.weights.miniature.config import MINIATURE
 from minibaret.weights.miniature.networks import named_rightly
 from minibaret.weights.miniature.training import data
 from minibaret.weights.miniature.training import unet as train_unet

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels import attention
-from ..models.configs import MINIATURE, SD15, ModelConfig
+from ..models.configs import SD15, ModelConfig
+from ..weights.miniature.config import MINIATURE
 from . import common, naive
 from .roofline import GPUS, Shape, work
 

@@ -19,9 +19,10 @@ from torch import nn
 from ..editor import Editor
 from ..images import psnr
 from ..loading import load
-from ..models.configs import MINIATURE, SD15, ModelConfig
+from ..models.configs import SD15, ModelConfig
 from ..result import Result
 from ..sampler import Schedule, guide
+from ..weights.miniature.config import MINIATURE
 from ..weights.miniature.world.drawing import render
 from ..weights.miniature.world.scene import Scene
 from . import attention as ways_to_attend

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..models.configs import MINIATURE, SD15, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from ..models.configs import SD15, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from ..models.tokenizer import WORD_END, ClipTokenizer
 from ..weights.folder import MERGES, save_config, save_merges
 from ..weights.loading import NETWORKS, Model, read_network
+from ..weights.miniature.config import MINIATURE
 
 TINY = ModelConfig(  # every block of Stable Diffusion 1.5, narrow
     name="tiny",

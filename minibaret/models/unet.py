@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpointing import checkpoint
 from ..control import Layer, RowControl
 from ..kernels import attention
 from ..kernels.rows import take_rows
-from .checkpointing import checkpoint
 from .configs import UNetConfig
 from .layers import Downsample, ResnetBlock, Upsample
 

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minibaret.models.configs import MINIATURE, ImageEncoderConfig, TextEncoderConfig
+from minibaret.models.configs import ImageEncoderConfig, TextEncoderConfig
 from minibaret.models.image_encoder import ImageTower
 from minibaret.models.text_encoder import TextEncoder
 from minibaret.models.tokenizer import ClipTokenizer
 from minibaret.weights.folder import save_part
 from minibaret.weights.strict import load_part
 
+from ..config import MINIATURE
 from .data import (
     EMBEDDING_SCALE,
     OMISSIONS,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from minibaret.errors import InputError
 from minibaret.files import write_whole
-from minibaret.models.configs import MINIATURE
 from minibaret.weights.folder import CONFIG, MERGES, save_config, save_merges
 
+from ..config import MINIATURE
 from .clip import ClipStage
 from .data import all_captions, training_pictures
 from .merges import learn_merges

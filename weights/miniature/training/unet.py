@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from minibaret.files import write_whole
-from minibaret.models.configs import MINIATURE
 from minibaret.models.text_encoder import TextEncoder
 from minibaret.models.tokenizer import ClipTokenizer
 from minibaret.models.unet import Attention, UNet
@@ -18,6 +17,7 @@ from minibaret.sampler import TRAINING_STEPS, cumulative_alphas
 from minibaret.weights.folder import MERGES, read_config, save_config, save_part
 from minibaret.weights.strict import load_part
 
+from ..config import MINIATURE
 from ..sampling import sample
 from ..world.fingerprint import world_fingerprint
 from .data import EMBEDDING_SCALE, OMISSIONS, all_captions, attributes, normalized, training_pictures, training_scene

@@ -8,12 +8,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minibaret.images import to_image
-from minibaret.models.configs import MINIATURE
 from minibaret.models.vae import VAE
 from minibaret.sheet import columns_sheet
 from minibaret.weights.folder import save_part
 from minibaret.weights.strict import load_part
 
+from ..config import MINIATURE
 from .data import normalized, training_pictures
 from .loop import Stage
 
