@@ -140,5 +140,6 @@ METRICS = {
     "gradient_passes": Metric("gradient passes", "cost"),
     "loss": Metric("loss × 10⁵", "cost", scale=1e5),
     "reconstruction_psnr": Metric("reconstruction, dB", "cost"),
+    "reconstruction_vae_psnr": Metric("reconstruction against the VAE's, dB", "cost"),
     "reconstructed": Metric("reconstructed, %", "cost", scale=100),
 }

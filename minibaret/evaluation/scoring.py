@@ -47,10 +47,10 @@ def score(
     """Edits the case; every metric of the edit, and what it cost.
 
     knobs: the method's, by name; inversion, preset: as `Editor.steps` has them. Beside `METRICS`: vae_psnr: dB of the
-    VAE's own reconstruction against the input; reconstruction_psnr: of the method's, where it has one, and whether it
-    is within 3 dB of the VAE's (reconstructed); inner_iterations, loss: of its tuning, where it tunes an embedding, the
-    loss at its end as the mean over time steps; seconds, row_forwards, gradient_passes: of a whole edit, so not where
-    an inversion was given.
+    VAE's own reconstruction against the input; reconstruction_psnr, reconstruction_vae_psnr: of the method's, where it
+    has one, against the input and against the VAE's, and whether it is within 3 dB of the VAE's (reconstructed);
+    inner_iterations, loss: of its tuning, where it tunes an embedding, the loss at its end as the mean over time steps;
+    seconds, row_forwards, gradient_passes: of a whole edit, so not where an inversion was given.
     """
     networks = networks or Networks()
     options = {"fit": case.fit, "inversion": inversion, "preset": preset, **(knobs or {})}
@@ -66,9 +66,11 @@ def score(
             scores[name] = value
     # where there is a limit, with the savings that keep it
     sd = editor.sd if editor.memory_limit is None else StableDiffusion(editor.model, result.savings)
-    scores["vae_psnr"] = psnr(sd.decode(sd.encode(result.input)), result.input)
+    coded = sd.decode(sd.encode(result.input))
+    scores["vae_psnr"] = psnr(coded, result.input)
     if result.reconstruction_psnr is not None:
         scores["reconstruction_psnr"] = result.reconstruction_psnr
+        scores["reconstruction_vae_psnr"] = psnr(result.images["reconstruction"], coded)
         scores["reconstructed"] = result.reconstruction_psnr > scores["vae_psnr"] - FAILED
     if result.tuned:
         scores["inner_iterations"] = sum(step.iterations for step in result.tuned)
