@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from minibaret.cli import options
-from minibaret.evaluation.cases import unchanged
+from minibaret.evaluation.cases import Case, unchanged
 from minibaret.evaluation.intervals import Figure, difference, mean, means, wilson
 from minibaret.evaluation.metrics import success
 from minibaret.evaluation.networks import Networks
@@ -200,3 +200,12 @@ def test_a_difference_is_taken_case_by_case():
 
 def test_a_figure_is_said_with_its_interval():
     assert str(Figure(0.25, 0.125, 0.5, 8).times(100)) == "25 (12.5 to 50)" and str(Figure(1.5, 1.5, 1.5, 1)) == "1.5"
+
+
+def test_a_reconstruction_is_measured_against_the_input_and_the_vaes():
+    def grey(value: int) -> Image.Image:
+        return Image.new("RGB", (128, 128), (value,) * 3)
+
+    scores, _ = score(Stub(reconstruction=grey(103)), Case(grey(100), "a dog"))
+    apart = {name: 255 / 10 ** (scores[name] / 20) for name in scores if name.endswith(("vae_psnr", "tion_psnr"))}
+    assert apart == pytest.approx({"vae_psnr": 2, "reconstruction_psnr": 3, "reconstruction_vae_psnr": 1})
