@@ -34,7 +34,7 @@ ROW = {"resnet": 5, "attention": 14, "sampler": 4}
 KEPT = {"resnet": 8, "attention": 32, "sampler": 3}
 COPY = 16  # bytes for a weight of a tuned copy: the weight, its gradient and Adam's two averages, in float32
 COPY_TUNED = 1.15  # of the same layers, where weights have gradients too
-VAE = 7  # picture pixels · channels[0], as it is; in tiles: _vae()
+VAE = {4: 7, 2: 8.5}  # picture pixels · channels[0], by the bytes of a number, as it is; in tiles: _vae()
 M_MMAP_THRESHOLD, LARGE = -3, 2**20  # of glibc's mallopt; bytes
 STRIPS = 0.05e9  # bytes of a tile and what is made of it
 
@@ -113,7 +113,7 @@ def _vae(work: Work, savings: Savings, dtype: torch.dtype) -> float:
     pixels, channels = work.size[0] * work.size[1] * dtype.itemsize, work.config.vae.channels
     if savings.tiled_vae:  # a ResBlock's input and hidden layer; what is enlarged, and what it is enlarged to
         return pixels * max(2 * channels[0], 1.25 * channels[1]) + STRIPS
-    return pixels * channels[0] * VAE
+    return pixels * channels[0] * VAE[dtype.itemsize]
 
 
 def _unet(work: Work, savings: Savings, dtype: torch.dtype) -> float:
