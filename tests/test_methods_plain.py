@@ -285,7 +285,7 @@ def test_networks_stay_as_they_were_and_the_same_run_is_the_same(run, model, job
 @pytest.mark.parametrize("name", ["sdedit", "diffedit", "sine", "imagic"])
 def test_another_seed_is_another_edit_and_too_large_a_seed_is_refused(run, name):
     assert error(run(name, steps=3, seed=1)[0]["edit"], run(name, steps=3, seed=2)[0]["edit"]) > 1e-3
-    with pytest.raises(minibaret.InputError, match="seed must be below 2⁶⁴, got 18446744073709551616"):
+    with pytest.raises(minibaret.InputError, match="seed must be at least 0 and below 2⁶⁴, got 18446744073709551616"):
         run(name, steps=3, seed=2**64)
 
 
