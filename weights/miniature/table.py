@@ -10,7 +10,6 @@ from typing import NamedTuple
 from minibaret.editor import Editor
 from minibaret.evaluation.intervals import Figure, mean, means
 from minibaret.evaluation.scoring import Edit, Scorer, Scores
-from minibaret.methods import METHODS
 
 from . import networks
 from .cases import drawn_case, drawn_source
@@ -70,12 +69,11 @@ class Row(NamedTuple):
 
 
 def edit_rows(editor: Editor, scorer: Scorer, seeds: Sequence[int]) -> list[Row]:
-    """Of every trial, on posture edits of the seeds. Trials of methods that are not there are left out."""
+    """Of every trial, on posture edits of the seeds."""
     edits = {
         (part, name): edits_of(editor, trial, seeds)
         for part, trials in TRIALS.items()
         for name, trial in trials.items()
-        if trial.method in METHODS
     }
     made = iter(scorer.edits([edit for group in edits.values() for edit in group]))
     scores = {key: [next(made) for _ in group] for key, group in edits.items()}

@@ -35,7 +35,7 @@ class UNetStage(Stage):
     name = "unet"
     parts = ("unet",)
     learning_rate = 5e-4
-    batch = 32
+    batch = 64
     ema = 0.999
 
     def __init__(self, runs: Path, weights: Path, count: int):
