@@ -1,14 +1,16 @@
-"""What tests of whole runs share: prompts, quick knobs, and what it takes for two runs to be the same."""
+"""What tests of whole runs share: prompts, quick knobs, and what it takes for two runs to be the same, or nearly."""
 
 from collections.abc import Generator
 
 import torch
+from torch import Tensor
 
 import minibaret
 from minibaret.models.unet import UNet
 
 PROMPT, OTHER = "a brown dog lying down on grass", "a brown dog sitting on grass"
 QUICK = {"guidance": 7.5, "inversion_prompt": "target", "steps": 4, "inner_steps": 2, "tolerance": (0.0, 0.0)}
+BRIEF = {"steps": 2, "inner_steps": 1}
 
 
 def sharpened(unet: UNet) -> UNet:
@@ -42,6 +44,12 @@ def assert_same_inversion(a: minibaret.Inversion, b: minibaret.Inversion) -> Non
         assert len(a.items(name)) == len(b.items(name)) > 0
         for x, y in zip(a.items(name), b.items(name)):
             assert len(x) == len(y) and all(torch.equal(p, q) for p, q in zip(x, y))
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    """Root mean square of the difference, relative to theirs."""
+    assert ours.shape == theirs.shape and ours.isfinite().all()
+    return ((ours.double() - theirs.double()).square().mean() / theirs.double().square().mean()).sqrt().item()
 
 
 def stop_after(step: int):

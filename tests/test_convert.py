@@ -16,11 +16,6 @@ from minibaret.weights.files import open_tensors
 PARTS = ("unet", "vae", "text_encoder")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("tiny"), TINY)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_folder_is_the_same_model_in_that_dtype(tiny, tmp_path, dtype):
     convert(tiny, tmp_path / "to", dtype)

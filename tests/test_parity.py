@@ -21,25 +21,19 @@ from checkpoints import (
     write_hugging_face,
     write_single,
 )
-from runs import drain
-from torch import Tensor
+from runs import drain, error
 
 from minibaret.models.configs import SD15
 from minibaret.pipeline import StableDiffusion
 from minibaret.sampler import Branch, Schedule, invert, sample
 from minibaret.weights import load_model
 
-diffusers = pytest.importorskip("diffusers", reason="parity is measured against diffusers and transformers")
-transformers = pytest.importorskip("transformers", reason="parity is measured against diffusers and transformers")
+pytest.importorskip("diffusers", reason="parity is measured against diffusers and transformers")
+pytest.importorskip("transformers", reason="parity is measured against diffusers and transformers")
+import diffusers
+import transformers
+from eager import SCHEDULER
 
-SCHEDULER = {  # Stable Diffusion 1.5's
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 SIZES = [pytest.param((TINY, MERGES), id="tiny"), pytest.param(SD15, id="full", marks=pytest.mark.full)]
 
 
@@ -71,12 +65,6 @@ def reference(files):
         "text_encoder": transformers.CLIPTextModel,
     }
     return lambda part: classes[part].from_pretrained(files[0] / part).requires_grad_(False).eval()
-
-
-def error(ours: Tensor, theirs: Tensor) -> float:
-    """Root mean square of the difference, relative to theirs."""
-    assert ours.shape == theirs.shape and ours.isfinite().all()
-    return ((ours.double() - theirs.double()).square().mean() / theirs.double().square().mean()).sqrt().item()
 
 
 def test_every_layout_has_the_same_bits(files, model):
