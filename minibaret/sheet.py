@@ -1,6 +1,7 @@
 """Pictures side by side, each with its label under it."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,10 +17,16 @@ Cell = tuple[Image.Image | None, Sequence[str]]  # a picture, or an empty place,
 
 
 def contact_sheet(rows: list[list[Cell]], title: str = "", scale: int = 1) -> Image.Image:
-    """Rows of pictures, each over its lines, under a title. All pictures have the first one's size; `scale` enlarges
-    them by whole pixels. A title that is wider than the row widens the sheet."""
-    width, height = (side * scale for side in rows[0][0][0].size)
+    """Rows of pictures, each over its lines, under a title. All pictures have the first one's size, where there is none
+    128 pixels; `scale` enlarges them by whole pixels. A title that is wider than the row widens the sheet; a line that
+    is wider than its picture goes on in the next."""
+    first = next((picture.size for row in rows for picture, _ in row if picture), (128, 128))
+    width, height = (side * scale for side in first)
     font = ImageFont.load_default(max(12, height // 18))
+    rows = [
+        [(picture, [part for text in label for part in _wrapped(text, font, width)]) for picture, label in row]
+        for row in rows
+    ]
     line = int(font.size * 1.4)
     lines = [max(len(label) for _, label in row) for row in rows]  # of each row
     top = MARGIN + (line + MARGIN if title else 0)
@@ -40,6 +47,15 @@ def contact_sheet(rows: list[list[Cell]], title: str = "", scale: int = 1) -> Im
                 draw.text((x + width / 2, top + height + 2 + number * line), text, INK, font, anchor="ma")
         top += height + MARGIN + count * line
     return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """In lines of as many letters as fit."""
+    for letters in range(len(text), 1, -1):
+        lines = textwrap.wrap(text, letters)
+        if max(map(font.getlength, lines), default=0) <= width:
+            return lines
+    return [text]
 
 
 def columns_sheet(rows: Sequence[Sequence[Image.Image | None]], labels: Sequence[str] = ()) -> Image.Image:

@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 
 import torch
@@ -30,12 +32,31 @@ def environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def in_workers(function: Callable, jobs: Sequence, workers: int) -> Iterator:
-    """The function's results in the jobs' order; those that nobody waits for any more are not begun."""
-    with environment(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as pool:
-        yield from pool.map(function, jobs)
+def in_workers(function: Callable, jobs: Sequence, workers: int) -> Iterator[tuple[int, object]]:
+    """The place of each job and the function's result, as they are done. Where nobody waits for more, or one fails, the
+    workers are ended."""
+    start = multiprocessing.get_context("spawn")
+    with environment(), ProcessPoolExecutor(workers, start, _begin, (os.getpid(),)) as pool:
+        places = {pool.submit(function, job): place for place, job in enumerate(jobs)}
+        try:
+            for done in as_completed(places):
+                yield places[done], done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+                worker.join()
+            raise
 
 
-def _begin() -> None:
+def _begin(parent: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word: its parent says it all
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this worker once its parent was killed, who could not do it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -1,6 +1,7 @@
 """Tasks with a right answer, pictures that do not come straight from the generator, and how an edit is scored."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from minibaret.cli import options
 from minibaret.evaluation.cases import Case, unchanged
-from minibaret.evaluation.intervals import Figure, difference, mean, means, wilson
+from minibaret.evaluation.intervals import Figure, difference, mean, means, paired, student, wilson
 from minibaret.evaluation.metrics import success
 from minibaret.evaluation.networks import Networks
 from minibaret.evaluation.scoring import score
@@ -179,6 +180,24 @@ def test_the_interval_of_a_mean_is_nearly_the_normal_one():
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.04)
 
 
+def test_the_interval_of_a_mean_holds_the_true_one_as_often_as_it_says():
+    numbers = np.random.default_rng(2)
+    for cases in (2, 3, 6, 40):
+        found = [mean(numbers.normal(20.0, 3.0, cases)) for _ in range(1000)]
+        assert 0.93 < np.mean([one.low <= 20 <= one.high for one in found]) < 0.97, cases
+    assert (student(1), student(9)) == pytest.approx((12.7062, 2.26216), rel=1e-5)
+    assert mean([3.0]) == Figure(3.0, 3.0, 3.0, 1)
+
+
+def test_the_interval_of_a_paired_difference_holds_the_true_one_as_often_as_it_says():
+    numbers = np.random.default_rng(2)
+    for cases, (ours, theirs) in itertools.product((3, 6, 40), ((0.5, 0.5), (0.8, 0.4), (0.5, 0.0))):
+        drawn = (numbers.random((1000, cases, 2)) < (ours, theirs)).tolist()
+        held = [one.low <= ours - theirs <= one.high for one in map(paired, drawn)]
+        assert np.mean(held) > 0.93, (cases, ours, theirs)
+    assert paired([(True, True)] * 3).high > 0.5
+
+
 def test_means_are_over_the_cases_that_have_a_score():
     found = means(
         [{"success": True, "seconds": 1.0, "loss": 3, "clip": "needs clip"}, {"success": False, "seconds": 2.0}]
@@ -194,7 +213,8 @@ def test_a_difference_is_taken_case_by_case():
         {"success": False, "seconds": 5.0, "clip": 1.0, "loss": 2},
     ]
     theirs = [{"success": False, "seconds": 0.5}, {"success": False, "seconds": 3.5}]
-    assert difference(ours, theirs) == {"success": mean([1.0, 0.0]), "seconds": mean([0.5, 1.5])}
+    won = paired([(True, False), (False, False)])
+    assert difference(ours, theirs) == {"success": won, "seconds": mean([0.5, 1.5])}
     assert difference(ours, theirs)["seconds"].value == 1.0
 
 

@@ -45,7 +45,6 @@ def test_background_metrics_are_pie_benchs(case):
     before, after = ((pixels(each).double() * keep).contiguous() for each in (case.image, picture(2)))
     wanted = {
         "background_psnr": metrics.image.PeakSignalNoiseRatio(data_range=1.0)(after, before),
-        "background_ssim": metrics.image.StructuralSimilarityIndexMeasure(data_range=1.0)(after, before),
         "background_mse": 1e4 * metrics.MeanSquaredError()(after, before),
     }
     for name, value in wanted.items():
@@ -59,7 +58,7 @@ def test_ssim_is_its_formula():
     window = (window[:, None] * window / window.sum() ** 2).expand(3, 1, 11, 11)
 
     def mean(x):
-        return torch.nn.functional.conv2d(torch.nn.functional.pad(x, [5] * 4, mode="reflect"), window, groups=3)
+        return torch.nn.functional.conv2d(x, window, groups=3)
 
     c1, c2 = 0.01**2, 0.03**2
     var_a, var_b, both = mean(a * a) - mean(a) ** 2, mean(b * b) - mean(b) ** 2, mean(a * b) - mean(a) * mean(b)
@@ -264,7 +263,7 @@ def pie(tmp_path):
 
 def test_a_pie_bench_folder_is_read(pie):
     sources = pie_sources(str(pie))
-    assert [source.name for source in sources] == [
+    assert [source.name[:-9] for source in sources] == [
         "pose/000000000000", "change-object/111000000001", "pose/222000000002", "style/333000000003",
     ]  # fmt: skip
     cases = [source.make() for source in sources]
@@ -273,7 +272,7 @@ def test_a_pie_bench_folder_is_read(pie):
     assert cases[1].changing[200, 500:].all() and cases[1].changing[201, :12].all() and not cases[1].changing[201, 12]
     assert (cases[0].source_prompt, cases[0].prompt) == ("a brown dog", "a black dog") and cases[0].answer is None
     assert [case.image.getpixel((9, 9))[1] for case in cases] == [100, 101, 102, 103]
-    assert [source.name for source in pie_sources(f"{pie}:pose")] == ["pose/000000000000", "pose/222000000002"]
+    assert [source.name[:-8] for source in pie_sources(f"{pie}:pose")] == ["pose/000000000000-", "pose/222000000002-"]
 
 
 def test_background_of_pie_bench_by_hand(pie):
@@ -300,14 +299,15 @@ def test_a_damaged_pie_bench_folder_is_refused(pie):
         path.write_text(json.dumps({**values, first: {**values[first], **changes}}))
         return pie_sources(str(pie))
 
-    for changes in ({"mask": ["x"]}, {"editing_type_id": "12"}, {"editing_type_id": "-1"}, {"mask": 3}):
-        with pytest.raises(InputError, match=f"entry {first} of .* must have editing_type_id, image_path"):
+    ids = ({"editing_type_id": number} for number in ("12", "-1"))
+    for changes in (*ids, *({"mask": mask} for mask in (["x"], 3, None, [float("inf"), 3]))):
+        with pytest.raises(InputError, match=f"entry {first} of .* must have an editing_type_id of 0 to 9, image_path"):
             broken(**changes)
     with pytest.raises(InputError, match=r"a picture was wanted at .*gone.png, but there is none"):
         broken(image_path="gone.png")
     for mask in ([5], [SIDE * SIDE, 1], [0, SIDE * SIDE + 1], [-1, 5]):
         with pytest.raises(InputError, match="a mask must be pairs of start and length within 262144 pixels"):
-            broken(mask=mask)[0].make()
+            broken(mask=mask)
     path.write_text("[]")
     with pytest.raises(InputError, match=r"mapping_file.json must be an object"):
         pie_sources(str(pie))
@@ -318,21 +318,28 @@ def test_a_folder_with_a_table_is_read(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text('image,prompt,kind\na.png,"a dog, sitting",pose\na.png,a cat,\n')
     sources = folder_sources(str(tmp_path))
-    assert [source.name for source in sources] == ["pose/1-a", f"{tmp_path.name}/2-a"]
-    assert named("../x", "a b/..") == "-x/a-b-"
+    assert [source.name[:-8] for source in sources] == ["pose/a-", f"{tmp_path.name}/a-"]
+    assert named("../x", "a b/..", tmp_path / "a.png")[:-8] == "-x/a-b--"
     case = sources[0].make()
     assert (case.prompt, case.source_prompt, case.kind) == ("a dog, sitting", None, "pose")
     assert case.image.size == (30, 20) and case.changing is None
     table.write_text("image,prompt,source_prompt\na.png,a cat,a dog\n")
     other = folder_sources(str(tmp_path))[0]
-    assert other.make().source_prompt == "a dog" and other.digest != sources[0].digest
+    assert other.make().source_prompt == "a dog" and other.name.partition("/")[2] != sources[1].name.partition("/")[2]
     for text, said in (
         ("image,prompt\ngone.png,a cat\n", "a picture was wanted at .*gone.png, but there is none"),
-        ("image,text\na.png,a cat\n", "line 2 of .*list.csv must have an image and a prompt"),
+        (
+            "image,text\na.png,a cat\n",
+            r"list.csv must name columns, image and prompt among them, got \['image', 'text'\]",
+        ),
+        ("", r"must name columns, image and prompt among them, got \(\)"),
+        ("image,prompt\na.png,a cat, lying down\n", "line 2 of .*list.csv has more columns than the first"),
+        ('image,prompt\na.png,"a cat\n', "must be a CSV file in UTF-8, but: unexpected end of data"),
+        ("image,prompt\na.png,a c\udce4t\n", "must be a CSV file in UTF-8, but: .* can't decode byte 0xe4"),
         ("image,prompt\na.png,a cat\na.png,\n", "line 3 of .*list.csv must have"),
         ("image,prompt,source_prompt\na.png,a cat,a dog\na.png,a cat,\n", "a source_prompt in every line or in none"),
     ):
-        table.write_text(text)
+        table.write_text(text, errors="surrogateescape")
         with pytest.raises(InputError, match=said):
             folder_sources(str(tmp_path))
     (tmp_path / "other.csv").write_text("")

@@ -32,7 +32,9 @@ def hasty(monkeypatch):
     monkeypatch.setattr(table, "TRIALS", {"quality": {"BARET": table.Trial("baret", short)}})
     monkeypatch.setattr(networks, "STEPS", 1)
     monkeypatch.setattr(table, "seconds_of_an_edit", lambda _: 14.0)
-    monkeypatch.setattr(scoring, "in_workers", lambda function, jobs, _: (function(job) for job in jobs))
+    monkeypatch.setattr(
+        scoring, "in_workers", lambda function, jobs, _: (each for each in enumerate(map(function, jobs)))
+    )
 
 
 def test_measure_prints_the_table_and_goes_on(hasty, tmp_path, monkeypatch, capsys):

@@ -92,6 +92,10 @@ def test_a_table_is_of_each_kind_and_of_all():
     over = first.over  # on the two cases that both have
     assert over["background_psnr"].value == 1.5 and over["background_psnr"].cases == 2
     assert over["success"].value == 50
+    assert report.table([*SCORED, Scored(BARET.changed(rigid=True), SCORED[0].scores)], "baret")[1].over  # a label
+    several = [Scored(BARET.changed(rigid=True, self_steps=value), SCORED[0].scores) for value in (0.2, 0.4)]
+    with pytest.raises(InputError, match=r"one of baret, self-steps 0.2; .* 0.4, got baret, the method of several"):
+        report.table(several, "baret")
     with pytest.raises(InputError, match="a row to compare with must be one of baret; sdedit, got sine"):
         report.table(SCORED, "sine")
 
@@ -103,12 +107,22 @@ def test_a_table_as_markdown_and_as_json():
     assert text[2] == "| all kinds: the edit | cases | success, % | CLIP | FID |" and text[3] == "|---|---|---|---|---|"
     assert text[4] == "| baret | 3 | 66.7 (20.8 to 93.9) | needs clip | 12.5 |"
     assert text[5].endswith("| needs clip | needs torchmetrics |")
-    assert text[6] == "| baret, over sdedit | | 50 (0 to 100) |  |  |"
+    assert text[6] == "| baret, over sdedit | 2 | 50 (-56.3 to 100) |  |  |"
     assert "| posture: what is kept of the input | cases | background, dB |" in text
     values = report.as_json(lines, "sdedit")
     plain = json.loads(json.dumps(values, allow_nan=False))["rows"][0]
     assert plain["method"] == "baret" and plain["knobs"]["transition"] == [0.8, 0.1] and plain["kind"] == "all kinds"
     assert plain["figures"]["background_psnr"]["value"] == 25 and plain["over"]["background_psnr"]["cases"] == 2
+
+
+def test_a_figure_of_fewer_cases_says_so_and_json_has_no_nan():
+    scores = {"posture/1": {"seconds": 2.0, "loss": float("nan")}, "posture/2": {"clip": 70.0, "loss": 1e-5}}
+    lines = report.table([Scored(BARET, scores)])
+    text = report.as_text(lines)
+    assert "| baret, steps 4 | 2 | 70, 1 case |" in text and "| baret, steps 4 | 2 | 2, 1 case | nan" in text
+    assert "own CLIP pair" in text and "own CLIP pair" not in report.as_text(report.table([SCORED[1]]))
+    (plain,) = json.loads(json.dumps(report.as_json(lines), allow_nan=False))["rows"]
+    assert plain["figures"]["loss"] == {"value": None, "low": None, "high": None, "cases": 2}
 
 
 def test_results_of_two_models_or_of_something_else_are_refused(tmp_path):
@@ -124,10 +138,13 @@ def test_results_of_two_models_or_of_something_else_are_refused(tmp_path):
     write(of, {**of, "weights": "others"})
     with pytest.raises(InputError, match="must hold scores of one model's weights, it holds those of 2"):
         report.read(path)
-    for other, missing in ({"weights": "w", "networks, scene": 3}, "case"), ({**of, "method": "magic"}, "method"):
+    for other, missing in ({"weights": "w", "networks, scene": 3}, "case"), ({**of, "method": ["sdedit"]}, "method"):
         write(of, other)
         with pytest.raises(InputError, match=f"must be what `minibaret evaluate` wrote, but line 2 has no {missing}"):
             report.read(path)
+    write()
+    with pytest.raises(InputError, match="holds no scores"):
+        report.read(path)
 
 
 def test_the_best_row_of_each_method_is_taken(tmp_path):
@@ -153,7 +170,7 @@ def test_rows_that_differ_in_one_knob_are_a_curve():
     ]
     found = curves.curves(report.table(scored))
     assert {name: [text for text, _ in curve] for name, curve in found.items()} == {
-        "baret": ["0.0", "0.2", "0.3", "0.4", "0.6", "0.8", "1.0"],  # along its own knob
+        "baret, self-steps": ["0.0", "0.2", "0.3", "0.4", "0.6", "0.8", "1.0"],  # along its own knob
         "baret, cross-steps": ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"],
     }  # two points of sdedit are none
     drawn = curves.charts(found)
@@ -161,7 +178,21 @@ def test_rows_that_differ_in_one_knob_are_a_curve():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("background, dB", "success, %")
     assert [*axes.lines[0].get_xdata()] == [21.5 + at for at in range(7)]
     assert [*axes.lines[0].get_ydata()] == [0, 25, 50, 75, 100, 100, 100]
+    assert axes.get_title() == "posture, 4 cases"
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == [*found]
+    assert [text.get_text() for text in axes.texts].count("0.3") == 1 and axes.texts[0].get_color() == "C0"
     assert picture(drawn).width == 1200
+
+
+def test_points_that_coincide_have_one_text():
+    pytest.importorskip("matplotlib")
+    scored = [
+        Scored(one, {"posture/1": {"background_psnr": 20.0 + place, "success": True}})
+        for guidance in (3.0, 5.0)
+        for place, one in enumerate(sweep([BARET.changed(guidance=guidance)], ["baret.self-steps"]))
+    ]
+    found = curves.curves(report.table(scored))
+    assert len(found) == 2 and len(curves.charts(found).axes[0].texts) == 7
 
 
 def test_convergence_is_a_curve_along_the_inner_steps():

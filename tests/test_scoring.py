@@ -1,11 +1,14 @@
 """Scores that are kept as they come, the processes that make them, and the command."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from minibaret.evaluation.cases import Source
 from minibaret.evaluation.networks import Networks
 from minibaret.evaluation.scoring import Edit, Kept, Laboratory, Scorer
 from minibaret.images import psnr
+from minibaret.sheet import PAPER
 from minibaret.weights.miniature.cases import drawn_case, drawn_source
 from minibaret.workers import ENVIRONMENT, in_workers
 
@@ -74,9 +78,11 @@ def test_scores_that_are_kept_are_not_made_again(tmp_path, made):
 )
 def test_what_is_kept_is_of_one_edit_and_one_folder_of_weights(other, tmp_path, made):
     path = tmp_path / "kept.jsonl"
-    for wanted, weights in ((edit(), "w"), (other, "w"), (other, "other weights"), (other, "w")):
-        scorer(path, weights).edits([wanted])
-    assert len(made) == 3
+    for wanted in (edit(), other, other):
+        scorer(path).edits([wanted])
+    assert len(made) == 2
+    with pytest.raises(InputError, match=r"kept.jsonl has scores of other weights or networks: name another file"):
+        scorer(path, "other weights")
 
 
 def test_a_file_that_keeps_something_else_is_left_alone(tmp_path):
@@ -118,8 +124,8 @@ def test_tuning_is_shared_changes_no_score_and_costs_are_of_whole_edits(small, m
     source = Source("posture/5", partial(drawn_case, "posture", 5, 32))
     # as JSON gives them back
     wanted = [Edit(source, "baret", json.loads(json.dumps(values))) for values in knobs]
-    together = scoring._edits(Laboratory(), wanted)
-    apart = [scoring._edits(Laboratory(), [one])[0] for one in wanted]
+    together = list(scoring._edits(Laboratory(), wanted))
+    apart = [next(scoring._edits(Laboratory(), [one])) for one in wanted]
     assert [scores.get("gradient_passes") for scores in together] == [6, None, 3, None]
     for a, b in zip(together, apart):
         assert ("row_forwards" in a) == ("seconds" in a) == ("gradient_passes" in a)
@@ -142,10 +148,37 @@ def threads(number: int) -> tuple[int, int, dict[str, str]]:
     return number, torch.get_num_threads(), {name: os.environ[name] for name in ENVIRONMENT}
 
 
-def test_workers_have_one_thread_and_answer_in_order():
+def test_workers_have_one_thread_and_say_whose_answer_it_is():
     before = dict(os.environ)
-    assert list(in_workers(threads, [5, 3, 4], workers=2)) == [(n, 1, ENVIRONMENT) for n in (5, 3, 4)]
+    found = dict(in_workers(threads, [5, 3, 4], workers=2))
+    assert found == {place: (n, 1, ENVIRONMENT) for place, n in enumerate((5, 3, 4))}
     assert dict(os.environ) == before
+
+
+def pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def test_answers_come_when_they_are_there_and_workers_end_when_nobody_waits():
+    answers = in_workers(pid_after, [600, 0, 0], workers=2)
+    found = [next(answers) for _ in range(2)]
+    assert sorted(place for place, _ in found) == [1, 2]
+    begin = time.monotonic()
+    answers.close()
+    assert time.monotonic() - begin < 60 and not multiprocessing.active_children()
+
+
+def test_workers_end_with_a_parent_that_was_killed():
+    code = (
+        "import os, signal; from test_scoring import pid_after; from minibaret.workers import in_workers\n"
+        "for _, pid in in_workers(pid_after, [0, 600], workers=1): print(pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(__file__), stdout=subprocess.PIPE)
+    command, deadline = Path(f"/proc/{int(killed.stdout)}/cmdline"), time.monotonic() + 60
+    while command.exists() and command.read_bytes():  # a process that ended has none
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.2)
 
 
 # The command, on the shipped miniature with very few steps.
@@ -169,7 +202,10 @@ def test_two_runs_give_the_same_numbers_in_this_process_and_in_others(tmp_path, 
     for name, jobs in (("a", 1), ("b", 1), ("c", 2)):
         assert evaluate(*asked, "-o", tmp_path / f"{name}.jsonl", "--jobs", jobs) == 0
     a, b, c = (without_seconds(tmp_path / f"{name}.jsonl") for name in "abc")
-    assert a == b == c and [line["of"]["case"] for line in a] == ["posture/2001000"] * 2 + ["colour/2001000"] * 2
+    assert (
+        a == b == sorted(c, key=a.index)
+        and [line["of"]["case"] for line in a] == ["posture/2001000"] * 2 + ["colour/2001000"] * 2
+    )
     assert len(capsys.readouterr().out.split("| all kinds: the edit |")) == 4
     pictures = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.png"))
     assert len(pictures) == 4 + 2 + 2
@@ -217,7 +253,7 @@ def test_results_are_shown_and_what_is_damaged_is_named(tmp_path, capsys):
     assert "answer_psnr" in rows["sdedit"]["over"] and not rows["encode-decode"]["over"]
     assert "| sdedit, over encode-decode |" in (tmp_path / "r.md").read_text()
     assert Image.open(tmp_path / "r-curves.png").width == 1200
-    assert Image.open(tmp_path / "r.png").width == 8 + 9 * (128 + 8)
+    assert Image.open(tmp_path / "r.png").width == 8 + 6 * (128 + 8)  # two cases
     assert "r.md exists already; pass --force" in refused(capsys, "evaluate", "--show", output)
     best = ("evaluate", "--methods", "encode-decode", "--best-of", tmp_path / "r.json", "--cases", "drawn:posture:1")
     assert main([*map(str, best), *QUICK, "-o", str(tmp_path / "b.jsonl")]) == 0
@@ -230,7 +266,9 @@ def test_results_are_shown_and_what_is_damaged_is_named(tmp_path, capsys):
     assert "a row to compare with must be one of encode-decode; encode-decode, guidance 5.0" in said
     picture = next((tmp_path / "r").glob("sdedit-*/posture/1000000.png"))
     picture.unlink()
-    assert f"there is no picture at {picture.parent.parent.parent}" in refused(capsys, *show)
+    assert main([*map(str, show)]) == 0  # with an empty place
+    missing = f"needs {'/'.join(picture.parts[-3:])}"
+    assert missing in capsys.readouterr().out and missing in (tmp_path / "r.md").read_text()
     lines = output.read_text().splitlines(keepends=True)
     output.write_text("".join([*lines[:2], lines[2][:50] + "\n", *lines[3:]]))
     assert f"{output} should hold kept scores, but line 3 holds something else" in refused(capsys, *show)
@@ -285,6 +323,13 @@ def test_a_sheet_of_a_row_whose_pictures_are_known(tmp_path):
     sheet = np.asarray(report.sheet([scored], tmp_path))
     middles = [8 + 64 + (128 + 8) * column for column in (1, 3, 5)]
     assert [sheet[8 + 64, middle].tolist() for middle in middles] == [[0] * 3, [100] * 3, [50] * 3]
+    for scores in scored.scores.values():
+        scores["input_psnr"] = "needs a judge"
+    sheet = np.asarray(report.sheet([scored], tmp_path))  # in the order that they came in
+    assert [sheet[8 + 64, middle].tolist() for middle in middles] == [[0] * 3, [50] * 3, [100] * 3]
+    scoring.picture_path(tmp_path, {**of, "case": "k/1"}).unlink()
+    sheet = np.asarray(report.sheet([scored], tmp_path))
+    assert (sheet[8 : 8 + 128, middles[1]] == PAPER).all() and sheet[8 + 64, middles[2]].tolist() == [100] * 3
 
 
 def test_pictures_of_a_folder_are_evaluated_by_methods_that_need_no_source_prompt(tmp_path, capsys):
@@ -298,6 +343,6 @@ def test_pictures_of_a_folder_are_evaluated_by_methods_that_need_no_source_promp
     scores = json.loads((tmp_path / "r.jsonl").read_text())["scores"]
     assert {"clip", "input_psnr", "structure"} <= scores.keys() and not {"success", "background_psnr"} & scores.keys()
     assert main(["evaluate", "--show", str(tmp_path / "r.jsonl")]) == 0
-    assert Image.open(tmp_path / "r.png").width == 8 + 6 * (128 + 8)
+    assert Image.open(tmp_path / "r.png").width == 8 + 2 * (128 + 8)  # one case
     capsys.readouterr()
     assert "cases with source prompts were wanted for prompt-to-prompt" in refused(capsys, *asked, "prompt-to-prompt")

@@ -23,6 +23,13 @@ def test_a_title_wider_than_the_pictures_widens_the_sheet():
     assert len(red) == 32 * 32 and abs(red[:, 1].mean() - sheet.shape[1] / 2) < 1
 
 
+def test_a_line_wider_than_its_picture_goes_on_in_the_next():
+    red = Image.new("RGB", (64, 64), "red")
+    short, long = (np.asarray(contact_sheet([[(red, [text])]])) for text in ("a name", "a_name" * 4 + " of two words"))
+    assert len(long) >= len(short) + 2 * 16 and long.shape[1] == 64 + 2 * 8
+    assert (long[:, :8] == PAPER).all() and (long[:, -8:] == PAPER).all()  # no letter in the margin
+
+
 def test_rows_may_differ_in_length_and_places_be_empty():
     red, blue = (Image.new("RGB", (16, 8), colour) for colour in ("red", "blue"))
     sheet = np.asarray(contact_sheet([[(red, ["one", "two lines"]), (None, [])], [(blue, ())]], scale=2))

@@ -5,11 +5,13 @@ import hashlib
 import json
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from pathlib import Path
 
 from .. import charts
+from ..editor import Editor
 from ..errors import InputError
 from ..evaluation import curves, report
-from ..evaluation.cases import Source, folder_sources, pie_sources
+from ..evaluation.cases import Case, Source, folder_sources, pie_sources
 from ..evaluation.networks import Networks
 from ..evaluation.rows import Row, best, search, sweep
 from ..evaluation.scoring import Edit, Kept, Laboratory, Scorer, own_tower
@@ -20,6 +22,8 @@ from ..progress import ProgressBars
 from ..weights.miniature.cases import SEEDS, drawn_sources
 from .common import loading, write_picture
 from .options import method_with_knobs
+
+DRAWN = ("drawn:", "sweep:")  # cases that are made, not read
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -34,13 +38,13 @@ def evaluate(options: argparse.Namespace) -> None:
         raise InputError(f"the name of results must end in .jsonl, got {options.output.name}")
     check_place(options.output, force=True)
     pictures = options.output.with_suffix("")
-    if pictures.exists() and not pictures.is_dir():
-        raise InputError(f"the edits' pictures go into a folder {pictures}, but that is a file")
+    if pictures.exists() and not (pictures.is_dir() and (options.output.exists() or not any(pictures.iterdir()))):
+        raise InputError(f"the edits' pictures go into a new folder {pictures}, but that is there: name other results")
     laboratory = Laboratory(loading(options), options.networks, pictures)
     editor, _ = laboratory.open()
     shared = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
     rows, more = [], []
-    for name, knobs in map(method_with_knobs, options.methods.split(",")):
+    for name, knobs in map(method_with_knobs, options.methods.replace(" ", "").split(",")):
         knobs = {**shared, **knobs}
         rows.append(Row(name, vars(editor.settings(name, options.preset, **knobs))))
         more += search(rows[-1], options.search, knobs) if options.search else []
@@ -48,20 +52,23 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.sweep is not None:
         asked += sweep(rows, options.sweep)
     if options.best_of:
-        asked += best(options.best_of, [row.method for row in rows])
+        asked += [row.changed(**shared) for row in best(options.best_of, [row.method for row in rows])]
     if options.against:
         report.compared_with(list({str(row): row for row in asked}.values()), options.against)
     edits, left_out = [], set()
     for spec in options.cases:
         sources = _sources(spec, editor.config.image_size)
-        first = sources[0].make()
-        without = {row.method for row in asked if METHODS[row.method].needs_source and first.source_prompt is None}
+        cases = (source.make() for source in (sources[:1] if spec.startswith(DRAWN) else sources))
+        for case in cases:  # before the work: what cannot be read, or edited
+            methods = {row.method for row in asked}
+            without = {name for name in methods if METHODS[name].needs_source and case.source_prompt is None}
+            for name in methods - without:
+                editor.check_prompts(name, case.prompt, case.source_prompt)
         edits += [Edit(s, row.method, row.knobs) for s in sources for row in asked if row.method not in without]
         left_out |= without
     if not edits:
         raise InputError(f"cases with source prompts were wanted for {', '.join(left_out)}, got none")
-    weights = Origin.of(editor.sd, first.image, first.fit).weights
-    kept = Kept(options.output, hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16])
+    kept = Kept(options.output, _fingerprint(editor, case, options.networks))
     try:
         with ProgressBars() as bars:
             scores = Scorer(laboratory, kept, options.jobs, bars.count).edits(edits)
@@ -77,6 +84,14 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"{options.output}: {len(kept.found)} edits")
 
 
+def _fingerprint(editor: Editor, case: Case, networks: Path | None) -> str:
+    """Of the weights, and of the names and sizes of the networks' files."""
+    parts = [Origin.of(editor.sd, case.image, case.fit).weights]
+    files = sorted(path for path in networks.rglob("*") if path.is_file()) if networks else ()
+    parts += [(str(path.relative_to(networks)), path.stat().st_size) for path in files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
 def _show(options: argparse.Namespace) -> None:
     path, pictures = options.show, options.show.with_suffix("")
     outputs = {ending: pictures.with_name(pictures.name + ending) for ending in (".md", ".json", ".png", "-curves.png")}
@@ -86,15 +101,15 @@ def _show(options: argparse.Namespace) -> None:
     networks = Networks(options.networks, tower=own_tower(options.weights))
     lines = report.table(scored, options.against, partial(report.fid, networks, pictures))
     text = report.as_text(lines, options.against)
-    write_picture(options, report.sheet(scored, pictures), outputs[".png"])
-    found = curves.curves([line for line in lines if line.kind == lines[0].kind])
-    if found:
-        write_picture(options, charts.picture(curves.charts(found)), outputs["-curves.png"])
     values = json.dumps(report.as_json(lines, options.against), ensure_ascii=False, indent=1)
     for ending, content in ((".md", text), (".json", values + "\n")):
         write_whole(outputs[ending], content.encode(), options.force)
         options.written.append(outputs[ending])
     print(text)
+    write_picture(options, report.sheet(scored, pictures), outputs[".png"])
+    found = curves.curves([line for line in lines if line.kind == lines[0].kind])
+    if found:
+        write_picture(options, charts.picture(curves.charts(found)), outputs["-curves.png"])
 
 
 def _sources(spec: str, side: int) -> list[Source]:

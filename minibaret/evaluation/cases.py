@@ -57,20 +57,17 @@ class Case:
 class Source(NamedTuple):
     """Where a case comes from. It is made in the process that edits it."""
 
-    name: str  # kind/which, fit for a file's name
+    name: str  # kind/which, fit for a file's name; no other case has it
     make: Callable[[], Case]
-    digest: str = ""  # of what it is made of, where the name does not say that
 
 
-def named(kind: str, which: str) -> str:
-    return "/".join(re.sub(r"[^\w-]+", "-", part) for part in (kind, which))
-
-
-def digest_of(picture: Path, *texts: str) -> str:
-    """Of a case's file and its texts. Raises InputError where there is no file."""
+def named(kind: str, which: str, picture: Path, *texts: str) -> str:
+    """kind/which-digest, of the case's file and texts: what was changed has another name. Raises InputError
+    where there is no file."""
     if not picture.is_file():
         raise InputError(f"a picture was wanted at {picture}, but there is none")
-    return hashlib.sha256(picture.read_bytes() + "\n".join(texts).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(picture.read_bytes() + "\n".join(texts).encode()).hexdigest()[:8]
+    return "/".join(re.sub(r"[^\w-]+", "-", part) for part in (kind, f"{which}-{digest}"))
 
 
 def unchanged(before: Image.Image, after: Image.Image) -> np.ndarray:
@@ -89,16 +86,18 @@ def pie_sources(spec: str) -> list[Source]:
     sources = []
     for key, entry in entries.items():
         try:
-            found = dict(enumerate(PIE_KINDS))[int(entry["editing_type_id"])]
+            found = dict(enumerate(PIE_KINDS))[int(entry["editing_type_id"])]  # a list would take -1
             texts = [str(entry[name]) for name in ("image_path", "original_prompt", "editing_prompt")]
             runs = entry["mask"].split() if isinstance(entry["mask"], str) else entry["mask"]
-            made = partial(pie_case, folder, *texts, tuple(map(int, runs)), found)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            wanted = "editing_type_id, image_path, original_prompt, editing_prompt and mask as PIE-Bench has them"
-            raise InputError(f"entry {key} of {path} must have {wanted}, but: {error!r}") from None
+            runs = tuple(map(int, runs))
+            pie_mask(runs)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, InputError) as error:
+            wanted = "an editing_type_id of 0 to 9, image_path, original_prompt, editing_prompt and mask"
+            got = error if isinstance(error, InputError) else repr(error)
+            raise InputError(f"entry {key} of {path} must have {wanted} as PIE-Bench has them, but: {got}") from None
         if kind in (None, found):
-            digest = digest_of(folder / "annotation_images" / texts[0], *texts, str(runs))
-            sources.append(Source(named(found, key), made, digest))
+            name = named(found, key, folder / "annotation_images" / texts[0], *texts, str(runs))
+            sources.append(Source(name, partial(pie_case, folder, *texts, runs, found)))
     return sources
 
 
@@ -137,21 +136,28 @@ def folder_sources(spec: str) -> list[Source]:
     tables = sorted(folder.glob("*.csv"))
     if len(tables) != 1:
         raise InputError(f"a folder with one CSV file was wanted, but {folder} has {len(tables)}")
-    with open(tables[0], newline="", encoding="utf-8-sig", errors="replace") as file:
-        lines = list(csv.DictReader(file))
-    sources, told = [], [bool(line.get("source_prompt")) for line in lines]
-    if any(told) and not all(told):
-        raise InputError(f"{tables[0]} must have a source_prompt in every line or in none")
-    for number, line in enumerate(lines, 2):
-        texts = {name: (line.get(name) or "").strip() for name in ("image", "prompt", "source_prompt", "kind")}
-        if not texts["image"] or not texts["prompt"]:
-            raise InputError(f"line {number} of {tables[0]} must have an image and a prompt, under these headings")
-        kind = texts.pop("kind") or folder.resolve().name
-        made, digest = (
-            partial(folder_case, folder, kind=kind, **texts),
-            digest_of(folder / texts["image"], *texts.values()),
+    try:
+        with open(tables[0], newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            headings, lines = reader.fieldnames or (), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{tables[0]} must be a CSV file in UTF-8, but: {error}") from None
+    if not {"image", "prompt"} <= {*headings}:
+        raise InputError(
+            f"the first line of {tables[0]} must name columns, image and prompt among them, got {headings}"
         )
-        sources.append(Source(named(kind, f"{number - 1}-{Path(texts['image']).stem}"), made, digest))
+    sources, columns = [], ("image", "prompt", "source_prompt", "kind")
+    for number, line in enumerate(lines, 2):
+        texts = {name: (line.get(name) or "").strip() for name in columns}
+        if None in line:
+            raise InputError(f"line {number} of {tables[0]} has more columns than the first: quote texts with commas")
+        if not texts["image"] or not texts["prompt"]:
+            raise InputError(f"line {number} of {tables[0]} must have an image and a prompt")
+        kind = texts.pop("kind") or folder.resolve().name
+        name = named(kind, Path(texts["image"]).stem, folder / texts["image"], *texts.values())
+        sources.append(Source(name, partial(folder_case, folder, kind=kind, **texts)))
+    if len({bool((line.get("source_prompt") or "").strip()) for line in lines}) > 1:
+        raise InputError(f"{tables[0]} must have a source_prompt in every line or in none")
     return sources
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..charts import figure
-from ..methods import METHODS
 from .metrics import METRICS
 from .report import Line
 from .rows import as_text, ranged
@@ -22,6 +21,7 @@ AXES = (  # what is drawn against what: of each axis the first metric that the c
     (("gradient_passes",), ("loss",)),
 )
 LEAST = 3  # points of a curve
+APART = (16, 8)  # pixels between two points that both have their knob's value beside them
 
 Curve = list[tuple[str, Line]]  # of a knob's value, in order
 
@@ -34,13 +34,12 @@ def curves(lines: Sequence[Line]) -> dict[str, Curve]:
             others = {name: value for name, value in line.row.knobs.items() if name != knob}
             groups.setdefault((line.row.method, knob, json.dumps(others)), []).append(line)
     found = {}
-    for (method, knob, _), group in groups.items():
+    for (_, knob, _), group in groups.items():
         if len(group) >= LEAST:
             group.sort(key=lambda line: line.row.knobs[knob])
             name = knob.replace("_", "-")
             parts = [part for part in group[0].label.split(", ") if not part.startswith(f"{name} ")]
-            label = ", ".join(parts if knob == METHODS[method].strength else [*parts, name])
-            found[label] = [(as_text(line.row.knobs[knob]), line) for line in group]
+            found[", ".join([*parts, name])] = [(as_text(line.row.knobs[knob]), line) for line in group]
     return found
 
 
@@ -49,21 +48,39 @@ def charts(found: dict[str, Curve]) -> "Figure":
     pairs = [[(x, y) for x in xs for y in ys if any(_has(c, x, y) for c in found.values())][:1] for xs, ys in AXES]
     drawn = [pair for first in pairs for pair in first]
     made = figure(max(-(-len(drawn) // 2), 1), 2)
+    names, texts = {}, []
     for axes, (x, y) in zip(made.axes, drawn):
-        for name, curve in found.items():
+        cases = set()
+        for number, (name, curve) in enumerate(found.items()):
             if _has(curve, x, y):
                 sides = [[line.figures[metric] for _, line in curve] for metric in (x, y)]
                 values = [[f.value for f in side] for side in sides]
                 doubts = [[[max(f.value - f.low, 0), max(f.high - f.value, 0)] for f in side] for side in sides]
                 across, up = (list(zip(*doubt)) for doubt in doubts)
-                axes.errorbar(*values, up, across, "o-", label=name, markersize=3, elinewidth=0.4)
-                for (text, _), point in zip(curve, zip(*values)):
-                    axes.annotate(text, point, (3, 3), textcoords="offset points", fontsize="xx-small")
+                colour = f"C{number}"
+                names[name] = axes.errorbar(*values, up, across, "o-", color=colour, markersize=3, elinewidth=0.4)
+                texts += [(axes, text, point, colour) for (text, _), point in zip(curve, zip(*values))]
+                cases |= {f.cases for side in sides for f in side}
+                kind = curve[0][1].kind
+        of = " to ".join(map(str, sorted({min(cases), max(cases)})))
         axes.set(xlabel=METRICS[x].title, ylabel=METRICS[y].title, yscale="log" if y == "loss" else "linear")
-        axes.legend(fontsize="x-small")
+        axes.set_title(f"{kind}, {of} cases", fontsize="small")
     for axes in made.axes[len(drawn) :]:
         axes.remove()
+    made.legend([*names.values()], [*names], loc="outside lower center", ncols=2, fontsize="x-small")
+    _annotate(made, texts)
     return made
+
+
+def _annotate(made: "Figure", texts: Sequence[tuple]) -> None:
+    """Writes each text beside its point, but not over one that is there."""
+    made.draw_without_rendering()  # only then it is known where the points are
+    taken = []
+    for axes, text, point, colour in texts:
+        place = axes.transData.transform(point)
+        if all(any(abs(place - other) > APART) for other in taken):
+            axes.annotate(text, point, (3, 3), textcoords="offset points", fontsize="xx-small", color=colour)
+            taken.append(place)
 
 
 def _has(curve: Curve, x: str, y: str) -> bool:

@@ -1,5 +1,6 @@
 """What kept scores say: a table, and the best, median and worst edit of each row."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from PIL import Image
 from ..errors import InputError
 from ..images import read_image
 from ..methods import METHODS
-from ..sheet import contact_sheet
+from ..sheet import Cell, contact_sheet
 from ..weights.folder import tuples
 from .intervals import Figure, difference, means
 from .metrics import METRICS
@@ -19,6 +20,7 @@ from .scoring import Scores, picture_path, read_lines
 
 ALL = "all kinds"
 PARTS = {"edit": "the edit", "input": "what is kept of the input", "cost": "cost and reconstruction"}
+PAIRS = ("clip", "clip_edited", "clip_score", "fid")  # by the weights' own CLIP pair where there is no other
 JUDGES = ("answer_psnr", "clip", "background_psnr", "input_psnr")  # of best and worst: the first that all cases have
 
 
@@ -40,16 +42,18 @@ class Line(NamedTuple):
 
 
 def read(path: Path) -> list[Scored]:
-    """Raises InputError where the file is missing or damaged, or its scores are of several weights."""
+    """Raises InputError where the file is missing, damaged or empty, or its scores are of several weights."""
     if not path.is_file():
         raise InputError(f"there are no results at {path}")
     lines, _ = read_lines(path)
     for number, line in enumerate(lines, 1):
         of, kinds = line["of"], {"weights": str, "case": str, "method": str, "knobs": dict}
         wrong = [name for name, kind in kinds.items() if not isinstance(of.get(name), kind)]
-        wrong += ["scores"] * (not line["scores"]) + ["method"] * (of.get("method") not in METHODS)
+        wrong += ["scores"] * (not line["scores"]) + ["method"] * (of.get("method") not in [*METHODS])
         if wrong:
             raise InputError(f"{path} must be what `minibaret evaluate` wrote, but line {number} has no {wrong[0]}")
+    if not lines:
+        raise InputError(f"{path} holds no scores")
     found = grouped(line.values() for line in lines)
     weights = {line["of"]["weights"] for line in lines}
     if len(weights) != 1:
@@ -91,26 +95,28 @@ def table(scored: Sequence[Scored], against: str = "", fid: Distance | None = No
                     if isinstance(value, str):
                         absent["fid"] = value
                     else:
-                        figures["fid"] = Figure(value, value, value, 1)
+                        figures["fid"] = Figure(value, value, value, len(mine))
                 over = difference([mine[name] for name in both], [other.scores[name] for name in both])
                 lines.append(Line(kind, one.row, text, len(mine), in_units(figures), absent, in_units(over)))
     return lines
 
 
 def compared_with(rows: Sequence[Row], against: str) -> int:
-    """Which row has that label, or method. Raises InputError where none has."""
+    """Which row has that label, or else alone that method. Raises InputError where none has, or several."""
     texts, _ = labels(rows)
-    for place, (row, text) in enumerate(zip(rows, texts)):
-        if against in (text, row.method):
-            return place
-    raise InputError(f"a row to compare with must be one of {'; '.join(texts)}, got {against}")
+    if against in texts:
+        return texts.index(against)
+    found = [place for place, row in enumerate(rows) if row.method == against]
+    if len(found) == 1:
+        return found[0]
+    several = ", the method of several" if found else ""
+    raise InputError(f"a row to compare with must be one of {'; '.join(texts)}, got {against}{several}")
 
 
 def fid(networks: Networks, folder: Path, one: Scored) -> float | str:
-    """Of a row's edits and their inputs, from the folder of pictures; or why there is none. Raises InputError where one
-    is missing."""
-    edits = (read_image(picture_path(folder, {**one.row._asdict(), "case": name})) for name in one.scores)
-    inputs = (read_image(folder / "input" / f"{name}.png") for name in one.scores)
+    """Of a row's edits and their inputs, from the folder of pictures; or why there is none."""
+    edits = (_read(picture_path(folder, {**one.row._asdict(), "case": name})) for name in one.scores)
+    inputs = (_read(folder / "input" / f"{name}.png") for name in one.scores)
     try:
         return networks.fid(edits, inputs)
     except Missing as missing:
@@ -134,24 +140,34 @@ def as_text(lines: Sequence[Line], against: str = "") -> str:
                 titles = " | ".join(METRICS[name].title for name in names)
                 text += [f"| {kind}: {title} | cases | {titles} |", "|---" * (len(names) + 2) + "|"]
                 for line in mine:
-                    cells = [_cell(line, name) for name in names]
+                    cells = [_cell(line.figures, name, line.cases) or line.absent.get(name, "") for name in names]
                     text.append(f"| {line.label} | {line.cases} | {' | '.join(cells)} |")
                 for line in mine if against else ():
-                    cells = [str(line.over.get(name, "")) for name in names]
-                    text += [f"| {line.label}, over {against} | | {' | '.join(cells)} |"] if any(cells) else []
+                    pairs = max((figure.cases for figure in line.over.values()), default=0)
+                    cells = [_cell(line.over, name, pairs) for name in names]
+                    text += [f"| {line.label}, over {against} | {pairs} | {' | '.join(cells)} |"] if any(cells) else []
                 text.append("")
+    if any(name in line.figures for line in lines for name in PAIRS):
+        said = "of the weights' own CLIP pair, and not to be compared with published ones"
+        text.append(f"Without --networks, CLIP's figures and FID are {said}.\n")
     return "\n".join(text)
 
 
-def _cell(line: Line, name: str) -> str:
-    figure = line.figures.get(name)
-    fewer = f", {figure.cases} cases" if figure and figure.cases not in (1, line.cases) else ""
-    return f"{figure}{fewer}" if figure else line.absent.get(name, "")
+def _cell(figures: dict[str, Figure], name: str, cases: int) -> str:
+    figure = figures.get(name)
+    if figure is None or figure.cases == cases:
+        return str(figure or "")
+    return f"{figure}, {figure.cases} case{'s' * (figure.cases > 1)}"
 
 
 def as_json(lines: Sequence[Line], against: str = "") -> dict:
+    """What JSON has no number for, such as NaN, is None."""
+
     def plain(figures: dict[str, Figure]) -> dict:
-        return {name: figure._asdict() for name, figure in figures.items()}
+        return {
+            name: {part: value if math.isfinite(value) else None for part, value in figure._asdict().items()}
+            for name, figure in figures.items()
+        }
 
     rows = [
         {**line._asdict(), **line.row._asdict(), "figures": plain(line.figures), "over": plain(line.over)}
@@ -163,19 +179,40 @@ def as_json(lines: Sequence[Line], against: str = "") -> dict:
 
 
 def sheet(scored: Sequence[Scored], folder: Path) -> Image.Image:
-    """Input, edit and, if there is one, right answer of the best, the median and the worst case of each row. folder: of
-    the pictures. Raises InputError where one is missing."""
+    """Input, edit and, if there is one, right answer of the best, the median and the worst case of each row; without a
+    score to judge by, of the first, the middle and the last. folder: of the pictures; a missing one is an empty place.
+    """
     rows = []
     for one, text in zip(scored, labels([one.row for one in scored])[0]):
-        judge = next(name for name in JUDGES if all(isinstance(s.get(name), float) for s in one.scores.values()))
-        order = sorted(one.scores, key=lambda name: one.scores[name][judge], reverse=True)
+        judges = (name for name in JUDGES if all(isinstance(s.get(name), float) for s in one.scores.values()))
+        judge, order = next(judges, None), [*one.scores]
+        if judge:
+            order.sort(key=lambda name: one.scores[name][judge], reverse=True)
+        ranks = {len(order) // 2: "median", len(order) - 1: "worst", 0: "best"}  # of few cases some are one
         cells = []
-        for rank, name in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
-            value = f"{METRICS[judge].title} {one.scores[name][judge]:.3g}"
-            cells.append((read_image(folder / "input" / f"{name}.png"), [name]))
+        for place in sorted(ranks):
+            name = order[place]
+            lines = text.split(", ")
+            if judge:
+                lines = [ranks[place], *lines, f"{METRICS[judge].title} {one.scores[name][judge]:.3g}"]
             edited = picture_path(folder, {**one.row._asdict(), "case": name})
-            cells.append((read_image(edited), [rank, *text.split(", "), value]))
+            cells.append(_place(folder / "input" / f"{name}.png", name))
+            cells.append(_place(edited, *lines))
             if "answer_psnr" in one.scores[name]:
-                cells.append((read_image(folder / "answer" / f"{name}.png"), ["right answer"]))
+                cells.append(_place(folder / "answer" / f"{name}.png", "right answer"))
         rows.append(cells)
     return contact_sheet(rows)
+
+
+def _place(path: Path, *lines: str) -> Cell:
+    try:
+        return _read(path), lines
+    except Missing as missing:
+        return None, [*lines, str(missing)]
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        return read_image(path)
+    except InputError:
+        raise Missing(f"needs {'/'.join(path.parts[-3:])}") from None

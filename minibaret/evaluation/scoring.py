@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -90,16 +90,15 @@ class Edit(NamedTuple):
     @property
     def of(self) -> dict:
         """What its scores are kept under."""
-        digest = {"digest": self.source.digest} if self.source.digest else {}
-        return {"case": self.source.name, **digest, "method": self.method, "knobs": self.knobs}
+        return {"case": self.source.name, "method": self.method, "knobs": self.knobs}
 
 
 class Kept:
     """Scores by what they are of, one JSON line each; in a file where a path is given, so that work can go on there.
 
-    A last line that was cut short, as by a kill, is dropped. fingerprint: of the weights; scores of other weights stay
-    in the file and are not seen. What the code was is not recorded: after changing what a score comes from, begin
-    another file. Raises InputError where the file holds something else.
+    A last line that was cut short, as by a kill, is dropped. fingerprint: of the weights, and of what else the scores
+    depend on. What the code was is not recorded: after changing what a score comes from, begin another file. Raises
+    InputError where the file holds something else, or scores of other weights.
     """
 
     def __init__(self, path: Path | None, fingerprint: str):
@@ -107,6 +106,8 @@ class Kept:
         self.found: dict[str, Scores] = {}
         if path and path.exists():
             lines, whole = read_lines(path)
+            if any(line["of"].get("weights") != fingerprint for line in lines):
+                raise InputError(f"{path} has scores of other weights or networks: name another file for these")
             self.found = {json.dumps(line["of"]): line["scores"] for line in lines}
             os.truncate(path, whole)
         elif path:
@@ -171,7 +172,7 @@ class Scorer:
     watch: Count = nobody
 
     def edits(self, edits: Sequence[Edit]) -> list[Scores]:
-        """Of every edit, in order. Edits of one case by one method follow each other, and tune once what is the same:
+        """Of every edit, in order. Edits of one case by one method are made together, and tune once what is the same:
         only the first of such has its costs."""
         groups: dict[tuple[str, str], dict[str, Edit]] = {}
         for edit in edits:
@@ -180,26 +181,32 @@ class Scorer:
         return [self.kept.get(edit.of) for edit in edits]
 
     def make(self, name: str, function: Callable, groups: Sequence[Sequence], of: Callable[..., dict]) -> None:
-        """Has `function` make the scores that are not kept, a group at a time, and keeps each under what `of` says it
-        is of. function: from the laboratory and a group to the group's scores."""
+        """Has `function` make the scores that are not kept, and keeps each under what `of` says it is of; with several
+        jobs a group of them at a time. function: from the laboratory and a group to the group's scores, in order."""
         total = sum(map(len, groups))
         groups = [missing for group in groups if (missing := [one for one in group if self.kept.get(of(one)) is None])]
         done = total - sum(map(len, groups))
         self.watch(name, done, total)
-        function = partial(function, self.laboratory)
-        here = (function(group) for group in groups)
-        with closing(in_workers(function, groups, self.jobs) if self.jobs > 1 else here) as made:
-            for group, scores in zip(groups, made):
-                for one, scored in zip(group, scores):
+        if self.jobs > 1:
+            made = in_workers(partial(_whole, function, self.laboratory), groups, self.jobs)
+        else:
+            made = ((place, function(self.laboratory, group)) for place, group in enumerate(groups))
+        with closing(made):
+            for place, scores in made:
+                for one, scored in zip(groups[place], scores):
                     self.kept.add(of(one), scored)
-                done += len(group)
-                self.watch(name, done, total)
+                    done += 1
+                    self.watch(name, done, total)
 
 
-def _edits(laboratory: Laboratory, edits: Sequence[Edit]) -> list[Scores]:
-    """Of edits of one case by one method."""
+def _whole(function: Callable, laboratory: Laboratory, group: Sequence) -> list[Scores]:
+    return list(function(laboratory, group))
+
+
+def _edits(laboratory: Laboratory, edits: Sequence[Edit]) -> Iterator[Scores]:
+    """Of edits of one case by one method, as they are made."""
     editor, networks = laboratory.open()
-    case, inversions, made = edits[0].source.make(), [], []
+    case, inversions = edits[0].source.make(), []
     prompts = [editor.sd.tokens(text) for text in (case.prompt, case.source_prompt or "")]
     for edit in edits:
         inversion = next((kept for kept in inversions if kept.holds_tuning(edit.knobs, prompts)), None)
@@ -211,8 +218,7 @@ def _edits(laboratory: Laboratory, edits: Sequence[Edit]) -> list[Scores]:
         inversions += [result.kept] if inversion is None else []
         if laboratory.pictures:
             leave_pictures(laboratory.pictures, edit.of, case.fitted(result.input.size), result.image)
-        made.append(scores)
-    return made
+        yield scores
 
 
 def leave_pictures(folder: Path, of: dict, case: Case, picture: Image.Image) -> None:

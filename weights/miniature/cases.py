@@ -40,8 +40,14 @@ def drawn_source(kind: str, seed: int, side: int, distortion: str | None = None)
 
 def drawn_sources(spec: str, seeds: Sequence[int], side: int) -> list[Source]:
     """KIND:COUNT[:DISTORTION], of the first seeds. Raises InputError for another."""
-    kind, count, distortion = (spec.split(":") + [""] * 2)[:3]
-    if kind not in KINDS or not count.isdecimal() or not int(count) or distortion not in ("", *DISTORTIONS):
+    kind, count, distortion, *more = spec.split(":") + [""] * 2
+    if (
+        any(more)
+        or kind not in KINDS
+        or not count.isdecimal()
+        or not int(count)
+        or distortion not in ("", *DISTORTIONS)
+    ):
         wanted = f"{'|'.join(KINDS)}:COUNT[:{'|'.join(DISTORTIONS)}]"
         raise InputError(f"drawn: and sweep: must be followed by {wanted}, got {spec}")
     if int(count) > len(seeds):
