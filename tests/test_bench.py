@@ -229,8 +229,7 @@ def test_gpu_runs_dry_from_end_to_end(tmp_path):
     assert parts["tests"] and {line["outcome"] for line in parts["tests"]} == {"skipped"}
     names = ["cpu, float32", "cpu, float32", "cpu, bfloat16", "cpu, float16"]
     assert [line["what"] for line in parts["miniature"]] == names
-    near = [line["psnr_to_cpu"] for line in parts["miniature"]]
-    assert min(near[:2]) > 100 and min(near[2:]) > 20  # three steps at 32 pixels, a size that the weights never saw
+    assert all(line["psnr_to_cpu"] > 30 for line in parts["miniature"])
     assert {line["way"] for line in parts["attention"]} == {"plain", "materialised", "gathered", "injected"}
     timed = {(line["what"], line["way"]) for line in parts["network"] if "median_ms" in line}
     whats = ("two-row forward", "inner iteration")

@@ -58,7 +58,7 @@ TINIEST = replace(TINY.unet, channels=(16, 32), attention=(True, False), layers_
 REAL = Scale(torch.device("cuda"), SD15, SD15, (4096, 1024), torch.float16, {}, rounds=9, backend="inductor")
 DRY = Scale(
     torch.device("cpu"), replace(TINY, image_size=32, unet=TINIEST), MINIATURE, (64, 16), torch.bfloat16,
-    {**SHORT, "size": (32, 32)}, rounds=1, backend="eager",
+    SHORT, rounds=1, backend="eager",
 )  # fmt: skip
 
 

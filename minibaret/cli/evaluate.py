@@ -58,12 +58,14 @@ def evaluate(options: argparse.Namespace) -> None:
     edits, left_out = [], set()
     for spec in options.cases:
         sources = _sources(spec, editor.config.image_size)
-        cases = (source.make() for source in (sources[:1] if spec.startswith(DRAWN) else sources))
-        for case in cases:  # before the work: what cannot be read, or edited
-            methods = {row.method for row in asked}
+        for source in sources[:1] if spec.startswith(DRAWN) else sources:  # before the work: what cannot be edited
+            case, methods = source.make(), {row.method for row in asked}
             without = {name for name in methods if METHODS[name].needs_source and case.source_prompt is None}
-            for name in methods - without:
-                editor.check_prompts(name, case.prompt, case.source_prompt)
+            try:
+                for name in methods - without:
+                    editor.check_prompts(name, case.prompt, case.source_prompt)
+            except InputError as error:
+                raise InputError(f"{source.name}: {error}") from None
         edits += [Edit(s, row.method, row.knobs) for s in sources for row in asked if row.method not in without]
         left_out |= without
     if not edits:
