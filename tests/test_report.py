@@ -108,7 +108,10 @@ def test_a_table_as_markdown_and_as_json():
     assert text[4] == "| baret | 3 | 66.7 (20.8 to 93.9) | needs clip | 12.5 |"
     assert text[5].endswith("| needs clip | needs torchmetrics |")
     assert text[6] == "| baret, over sdedit | 2 | 50 (-56.3 to 100) |  |  |"
-    assert "| posture: what is kept of the input | cases | background, dB |" in text
+    assert "| all kinds: what is kept of the input | cases | background, dB |" in text
+    kinds = text.index("| by kind: background, dB | posture | colour |")
+    assert text[kinds + 1] == "|---|---|---|" and text[kinds + 2] == "| baret | 25 (-38.5 to 88.5) | 25 |"
+    assert text[kinds + 3] == "| sdedit | 23.5 (-33.7 to 80.7) |  |"
     values = report.as_json(lines, "sdedit")
     plain = json.loads(json.dumps(values, allow_nan=False))["rows"][0]
     assert plain["method"] == "baret" and plain["knobs"]["transition"] == [0.8, 0.1] and plain["kind"] == "all kinds"

@@ -21,6 +21,7 @@ from .scoring import Scores, picture_path, read_lines
 ALL = "all kinds"
 PARTS = {"edit": "the edit", "input": "what is kept of the input", "cost": "cost and reconstruction"}
 PAIRS = ("clip", "clip_edited", "clip_score", "fid")  # by the weights' own CLIP pair where there is no other
+BY_KIND = ("success", "answer_psnr", "clip", "background_psnr")  # tables of their own
 JUDGES = ("answer_psnr", "clip", "background_psnr", "input_psnr")  # of best and worst: the first that all cases have
 
 
@@ -128,29 +129,41 @@ def in_units(figures: dict[str, Figure]) -> dict[str, Figure]:
 
 
 def as_text(lines: Sequence[Line], against: str = "") -> str:
-    """Markdown: for each kind and part of METRICS a table, a line for each row."""
+    """Markdown, a line for each row: a table for each part of METRICS; then, where there are several kinds of case, one
+    for each of BY_KIND, with a column for each of them."""
     shared = labels([line.row for line in lines])[1]
     text = [f"Means over cases, 95 % intervals in brackets.{f' All: {shared}.' if shared else ''}", ""]
-    for kind in dict.fromkeys(line.kind for line in lines):
-        mine = [line for line in lines if line.kind == kind]
-        for part, title in PARTS.items():
-            names = [name for name in METRICS if METRICS[name].part == part]
-            names = [name for name in names if any(name in line.figures or name in line.absent for line in mine)]
-            if names:
-                titles = " | ".join(METRICS[name].title for name in names)
-                text += [f"| {kind}: {title} | cases | {titles} |", "|---" * (len(names) + 2) + "|"]
-                for line in mine:
-                    cells = [_cell(line.figures, name, line.cases) or line.absent.get(name, "") for name in names]
-                    text.append(f"| {line.label} | {line.cases} | {' | '.join(cells)} |")
-                for line in mine if against else ():
-                    pairs = max((figure.cases for figure in line.over.values()), default=0)
-                    cells = [_cell(line.over, name, pairs) for name in names]
-                    text += [f"| {line.label}, over {against} | {pairs} | {' | '.join(cells)} |"] if any(cells) else []
-                text.append("")
+    first, *kinds = dict.fromkeys(line.kind for line in lines)
+    mine = [line for line in lines if line.kind == first]
+    for part, title in PARTS.items():
+        names = [name for name in METRICS if METRICS[name].part == part]
+        names = [name for name in names if any(name in line.figures or name in line.absent for line in mine)]
+        if names:
+            text += _heading(f"{first}: {title}", "cases", *(METRICS[name].title for name in names))
+            for line in mine:
+                cells = [_cell(line.figures, name, line.cases) or line.absent.get(name, "") for name in names]
+                text.append(f"| {line.label} | {line.cases} | {' | '.join(cells)} |")
+            for line in mine if against else ():
+                pairs = max((figure.cases for figure in line.over.values()), default=0)
+                cells = [_cell(line.over, name, pairs) for name in names]
+                text += [f"| {line.label}, over {against} | {pairs} | {' | '.join(cells)} |"] if any(cells) else []
+            text.append("")
+    each = {(str(line.row), line.kind): line for line in lines}
+    for name in (name for name in BY_KIND if kinds and any(name in line.figures for line in lines)):
+        text += _heading(f"by kind: {METRICS[name].title}", *kinds)
+        for line in mine:
+            found = [each.get((str(line.row), kind)) for kind in kinds]
+            cells = [_cell(one.figures, name, one.cases) if one else "" for one in found]
+            text.append(f"| {line.label} | {' | '.join(cells)} |")
+        text.append("")
     if any(name in line.figures for line in lines for name in PAIRS):
         said = "of the weights' own CLIP pair, and not to be compared with published ones"
         text.append(f"Without --networks, CLIP's figures and FID are {said}.\n")
     return "\n".join(text)
+
+
+def _heading(*cells: str) -> list[str]:
+    return [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
 
 
 def _cell(figures: dict[str, Figure], name: str, cases: int) -> str:
