@@ -21,6 +21,7 @@ AXES = (  # what is drawn against what: of each axis the first metric that the c
     (("gradient_passes",), ("loss",)),
 )
 LEAST = 3  # points of a curve
+FEW = 4  # curves whose intervals can be told apart
 APART = (16, 8)  # pixels between two points that both have their knob's value beside them
 
 Curve = list[tuple[str, Line]]  # of a knob's value, in order
@@ -44,24 +45,28 @@ def curves(lines: Sequence[Line]) -> dict[str, Curve]:
 
 
 def charts(found: dict[str, Curve]) -> "Figure":
-    """A chart for every two of AXES that a curve has and varies along, with the intervals as thin lines."""
+    """A chart for every two of AXES that a curve has and varies along; of few curves also the intervals, thin."""
     pairs = [[(x, y) for x in xs for y in ys if any(_has(c, x, y) for c in found.values())][:1] for xs, ys in AXES]
     drawn = [pair for first in pairs for pair in first]
     made = figure(max(-(-len(drawn) // 2), 1), 2)
     names, texts = {}, []
     for axes, (x, y) in zip(made.axes, drawn):
-        cases = set()
+        cases, bars = set(), []
         for number, (name, curve) in enumerate(found.items()):
             if _has(curve, x, y):
                 sides = [[line.figures[metric] for _, line in curve] for metric in (x, y)]
                 values = [[f.value for f in side] for side in sides]
                 doubts = [[[max(f.value - f.low, 0), max(f.high - f.value, 0)] for f in side] for side in sides]
                 across, up = (list(zip(*doubt)) for doubt in doubts)
-                colour = f"C{number}"
-                names[name] = axes.errorbar(*values, up, across, "o-", color=colour, markersize=3, elinewidth=0.4)
+                colour, style = f"C{number % 10}", ("o-", "s--")[number // 10 % 2]
+                names[name] = axes.plot(*values, style, color=colour, markersize=3, linewidth=1)[0]
+                bars += [((*values, up, across), colour)]
                 texts += [(axes, text, point, colour) for (text, _), point in zip(curve, zip(*values))]
                 cases |= {f.cases for side in sides for f in side}
                 kind = curve[0][1].kind
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # wide intervals leave the points their room
+        for bar, colour in bars if len(found) <= FEW else ():
+            axes.errorbar(*bar, fmt="none", ecolor=colour, elinewidth=0.4)
         of = " to ".join(map(str, sorted({min(cases), max(cases)})))
         axes.set(xlabel=METRICS[x].title, ylabel=METRICS[y].title, yscale="log" if y == "loss" else "linear")
         axes.set_title(f"{kind}, {of} cases", fontsize="small")
