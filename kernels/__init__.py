@@ -8,7 +8,6 @@ same map shares one QKᵀ and one softmax, which makes attention with injection 
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from . import reference, torch_maps, torch_sdpa, triton_attention
@@ -42,19 +41,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, takes: Takes | None = None, imple
     return IMPLEMENTATIONS[implementation](q, k, v, takes)
 
 
-def attention_maps(q: Tensor, k: Tensor, queries: Sequence[int] | None = None) -> Tensor:
+def attention_maps(q: Tensor, k: Tensor) -> Tensor:
     """Softmax(q kᵀ / √D), the mean of the heads, to look at; `attention` itself never has it in memory.
 
-    q: (G, N, H, D), k: (G, M, H, D), row by row; queries: the tokens asked for, all if None. Returns (G, queries, M) in
-    float32 or wider. Raises ValueError where something does not fit.
+    q: (G, N, H, D), k: (G, M, H, D), row by row. Returns (G, N, M) in float32 or wider. Raises ValueError where the
+    shapes do not fit.
     """
     _check_shapes(q, k, k)
     if len(q) != len(k):
         raise ValueError(f"q and k must have the same rows, got {len(q)} and {len(k)}")
-    queries = range(q.shape[1]) if queries is None else queries
-    if not all(0 <= token < q.shape[1] for token in queries):
-        raise ValueError(f"queries must be tokens in [0, {q.shape[1]}), got {list(queries)}")
-    return torch_maps.attention_maps(q, k, torch.tensor(list(queries), dtype=torch.int64, device=q.device))
+    return torch_maps.attention_maps(q, k)
 
 
 def _automatic(q: Tensor, k: Tensor, v: Tensor, takes: Takes) -> str:

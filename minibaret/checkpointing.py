@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 def checkpoint(layer: Callable[..., Tensor], *arguments) -> Tensor:
-    """layer(*arguments), one tensor; the gradient reaches the tensors among the arguments, and the layer's weights."""
+    """layer(*arguments), one tensor. The gradient reaches the tensors among the arguments and, where one of these needs
+    it, the layer's weights."""
     return _Checkpoint.apply(layer, *arguments)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 import warnings
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -44,7 +44,8 @@ class Editor:
     ):
         """savings: of memory, on_demand and unet_dtype only with an OnDemandModel. memory_limit: bytes, with an
         OnDemandModel: every edit adds the savings that it needs; the UNet's dtype is among them unless
-        `dtype_is_fixed`. process: bytes that the process took before the model was read, now if None."""
+        `dtype_is_fixed`. process: bytes that the process took before the model was read; if None, what
+        it takes now."""
         self.model, self.config, self.device = model, model.config, model.device
         self.savings, self.memory_limit, self._dtype_is_fixed = savings, memory_limit, dtype_is_fixed
         if memory_limit is not None:
@@ -128,8 +129,7 @@ class Editor:
         latents = self._start(sd, picture, kept)
         if kept.start is None:
             clock.lap("encode")
-        if self.device.type == "cuda" or "forward" in vars(sd.unet):  # or compiled, by `load`
-            warm_up(sd, latents)
+        if warm_up(sd, latents.shape):
             clock.lap("warm-up")
         recorders = (collector,) if collector else ()
         job = Job(latents, prompt, source_prompt, kept, BRANCHES if collector else pictures, recorders)
@@ -172,6 +172,7 @@ class Editor:
         chosen = self.settings(method, preset, **knobs)
         self.check_prompts(method, prompt, prompt if source_prompt is None else source_prompt)
         sd, _ = self._plan(method, chosen, size, None, (prompt, source_prompt or ""))
+        warm_up(sd, (1, 4, *(side // self.config.latent_factor for side in reversed(size))))
         found = run_to_end(prompt_to_prompt.generate(sd, source_prompt, prompt, chosen, size, seed), watch)
         return {name: sd.decode(latents) for name, latents in found.items()}
 
@@ -228,6 +229,7 @@ class Editor:
             kept = kept.to(self.device) if kept else Inversion()
             kept.origin, kept.anew = origin, inversion is not None
             job = Job(self._start(sd, picture, kept), prompt, source_prompt, kept)
+            warm_up(sd, job.latents.shape)
             work = method.invert(sd, job, chosen)
             yield from keep(work, file, kept, overwrite) if file else work
         except Mismatch as error:
@@ -331,10 +333,10 @@ class Editor:
         return kept.start
 
     def _collector(self, request: MapRequest, prompt: str, size: tuple[int, int], knobs: Knobs) -> MapCollector:
-        check_request(request, size, knobs.steps, len(self.config.unet.channels))
+        check_request(request, knobs.steps, len(self.config.unet.channels))
         words = find_words(request.words, prompt, self.model.tokenizer)
         factor = self.config.latent_factor
-        return MapCollector(request, words, (size[1] // factor, size[0] // factor), factor)
+        return MapCollector(request, words, (size[1] // factor, size[0] // factor))
 
     def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels, the model's if None. Raises InputError for one that the networks cannot take."""
@@ -351,16 +353,19 @@ class Editor:
 
 
 @torch.no_grad()
-def warm_up(sd: StableDiffusion, latents: Tensor) -> None:
-    """Compiles and chooses what an edit of such latents (1, 4, h, w) will run, which takes seconds or minutes the first
-    time: a forward of two rows that share every attention map. It counts for nothing. Where torch.compile cannot do it,
-    a warning says so, and the UNet runs as it is."""
+def warm_up(sd: StableDiffusion, shape: Sequence[int]) -> bool:
+    """On a GPU, or with a UNet that `load` compiles: chooses and compiles what latents of the shape (1, 4, h, w) will
+    run, which takes seconds or minutes the first time. It counts for nothing. Where torch.compile cannot do it, a
+    warning says so, and the UNet runs as it is. Returns whether there was anything to do."""
+    if sd.device.type != "cuda" and "forward" not in vars(sd.unet):
+        return False
     rows, take = (Row("edit", True), Row("source", True)), {"edit": Take(q="source", k="source")}
-    layers = [layer for layer in sd.unet.layers(*latents.shape[-2:]) if layer.kind != "features"]
+    latents = torch.zeros(2, *shape[1:], device=sd.device)
+    layers = [layer for layer in sd.unet.layers(*shape[-2:]) if layer.kind != "features"]
     counts, sd.counts = sd.counts, Counts()
     context, control = torch.cat([sd.embed("")] * 2), RowControl(0, rows, dict.fromkeys(layers, take))
     try:
-        sd.eps(torch.cat([latents] * 2), 1, context, control)
+        sd.eps(latents, 1, context, control)  # two rows that share every attention map
     except Exception as error:  # whatever torch.compile's backends raise
         if "forward" not in vars(sd.unet):
             raise
@@ -368,6 +373,7 @@ def warm_up(sd: StableDiffusion, latents: Tensor) -> None:
         said = str(error).strip().partition("\n")[0][:200]
         warnings.warn(f"the UNet runs uncompiled, since torch.compile failed: {said}", stacklevel=2)
     sd.counts = counts
+    return True
 
 
 def _with_knobs(method: AnyMethod, knobs: dict) -> tuple[Method, dict]:

@@ -50,11 +50,7 @@ class Origin:
     @classmethod
     def of(cls, sd: StableDiffusion, picture: Image.Image, fit: str) -> "Origin":
         """picture: RGB, fitted already."""
-        dtype = str(sd.savings.unet_dtype or sd.model.dtype).removeprefix("torch.")
-        if dtype not in sd.model.digests:  # found once for a model
-            order = ("text_encoder", "vae", "unet")  # the one needed next is read last
-            sd.model.digests[dtype] = {part: digest_of(getattr(sd.config, part), sd.weights(part)) for part in order}
-        return cls(picture_digest(picture), picture.size, fit, sd.model.digests[dtype], dtype)
+        return cls(picture_digest(picture), picture.size, fit, weight_digests(sd), unet_dtype(sd))
 
     def differences(self, wanted: "Origin") -> list[str]:
         """What differs in `wanted`, in words."""
@@ -69,6 +65,19 @@ class Origin:
         elif parts:
             found.append(f"other weights ({', '.join(parts)})")
         return found
+
+
+def unet_dtype(sd: StableDiffusion) -> str:
+    return str(sd.savings.unet_dtype or sd.model.dtype).removeprefix("torch.")
+
+
+def weight_digests(sd: StableDiffusion) -> dict[str, str]:
+    """SHA-256 by network; found once for a model and dtype."""
+    known, dtype = sd.model.digests, unet_dtype(sd)
+    if dtype not in known:
+        order = ("text_encoder", "vae", "unet")  # the one needed next is read last
+        known[dtype] = {part: digest_of(getattr(sd.config, part), sd.weights(part)) for part in order}
+    return known[dtype]
 
 
 def picture_digest(picture: Image.Image) -> str:
@@ -189,7 +198,7 @@ class Inversion:
         lists = json.dumps([{"name": entry.name, "recipe": entry.recipe} for entry in self.entries])
         origin = json.dumps(vars(self.origin))
         metadata = {"format": FORMAT, "version": VERSION, "origin": origin, "lists": lists}
-        metadata["sha256"] = _digest(origin + lists, tensors)
+        metadata["sha256"] = _digest(origin + lists, sorted(tensors.items()))
         try:
             write_whole(Path(path), to_bytes(tensors, metadata), overwrite)
         except OSError as error:
@@ -211,7 +220,7 @@ def load_inversion(path: str | Path) -> Inversion:
         raise InputError(f"{path} has version {found} of the format; this minibaret reads {VERSION}")
     try:
         tensors = parse_tensors(path.read_bytes())
-        whole = metadata["sha256"] == _digest(metadata["origin"] + metadata["lists"], tensors)
+        whole = metadata["sha256"] == _digest(metadata["origin"] + metadata["lists"], sorted(tensors.items()))
     except (KeyError, TypeError, SafetensorError):
         whole = False
     if not whole:
@@ -323,10 +332,7 @@ def digest_of(config: object, weights: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over a network's config and the name, dtype, shape and every byte of each of its weights, as they are in
     memory: the same weights in another dtype, or a single value that changed, give another. It does not see the code
     that runs them. Takes seconds for the gigabytes of Stable Diffusion 1.5."""
-    digest = hashlib.sha256(repr(config).encode())
-    for name, tensor in weights:
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + tensor_digest(tensor))
-    return digest.hexdigest()
+    return _digest(repr(config), weights)
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
@@ -334,9 +340,9 @@ def tensor_digest(tensor: Tensor) -> bytes:
     return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()
 
 
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+def _digest(text: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + tensor_digest(tensor))
     return digest.hexdigest()
 

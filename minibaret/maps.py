@@ -17,8 +17,7 @@ from .models.tokenizer import ClipTokenizer, is_unicode
 class MapRequest:
     """Which attention maps of an edit to keep. Nothing else of the edit changes."""
 
-    words: tuple[str, ...] = ()  # of the prompt: where the picture looks at them (cross-attention)
-    points: tuple[tuple[int, int], ...] = ()  # (x, y), pixels of the picture: where they look (self-attention)
+    words: tuple[str, ...]  # of the prompt: where the picture looks at them (cross-attention)
     steps: Collection[int] | None = None  # of the edit, from 0; all if None
     levels: Collection[int] | None = None  # of the UNet, 0 the finest; all if None
 
@@ -32,17 +31,21 @@ class AttentionMaps:
 
     request: MapRequest
     words: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (words, h, w)
-    points: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (points, h, w)
 
     @property
     def branches(self) -> set[str]:
         """Whose maps were kept."""
-        return {branch for found in (self.words, self.points) for of_step in found.values() for branch in of_step}
+        return {branch for of_step in self.words.values() for branch in of_step}
 
     def of_word(self, word: str, branch: str, step: int | None = None) -> Tensor:
-        """(h, w): how much each pixel looks at the word; the mean of all steps that were kept if `step` is None."""
+        """(h, w): how much each pixel looks at the word; the mean of all steps that were kept if `step` is None. Raises
+        InputError for a word, branch or step whose maps were not kept."""
+        kept = [self.words[i] for i in self.words if step in (None, i)]
+        if word not in self.request.words or not kept or any(branch not in of_step for of_step in kept):
+            have = f"{', '.join(self.request.words)}; {', '.join(sorted(self.branches))}; steps {[*self.words]}"
+            raise InputError(f"maps were kept of {have}; got {word!r}, {branch!r}, step {step}")
         index = self.request.words.index(word)
-        return torch.stack([self.words[i][branch][index] for i in self.words if step in (None, i)]).mean(0)
+        return torch.stack([of_step[branch][index] for of_step in kept]).mean(0)
 
 
 class MapCollector:
@@ -50,42 +53,27 @@ class MapCollector:
 
     branches = ("reconstruction", "source", "transition", "edit")
 
-    def __init__(self, request: MapRequest, word_tokens: list[list[int]], grid: tuple[int, int], factor: int):
-        """word_tokens: the positions in the prompt of each of the request's words; grid: (h, w) of the latents; factor:
-        pixels of the picture to one of the latents, each way."""
-        self.maps, self.word_tokens, self.grid, self.factor = AttentionMaps(request), word_tokens, grid, factor
-        self._layers: dict[tuple, int] = {}  # how many were added up, by kind, step and branch
+    def __init__(self, request: MapRequest, word_tokens: list[list[int]], grid: tuple[int, int]):
+        """word_tokens: the positions in the prompt of each of the request's words; grid: (h, w) of the latents."""
+        self.maps, self.word_tokens, self.grid = AttentionMaps(request), word_tokens, grid
+        self._layers: dict[tuple, int] = {}  # how many were added up, by step and branch
 
     def wants(self, step: int, layer: Layer) -> bool:
         request = self.maps.request
-        asked = {"cross": request.words, "self": request.points}[layer.kind]
         return (
-            bool(asked)
+            layer.kind == "cross"
             and (request.steps is None or step in request.steps)
             and (request.levels is None or layer.level in request.levels)
         )
 
     def see(self, step: int, layer: Layer, branch: str, terms: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> None:
-        height, width = (side >> layer.level for side in self.grid)
-        if layer.kind == "cross":
-            maps = sum(word_maps(*term) for term in terms)[0]  # [h w, 77]
-            maps = torch.stack([maps[:, tokens].mean(1) for tokens in self.word_tokens])  # [words, h w]
-            found = self.maps.words
-        else:
-            points = [(x // self.factor >> layer.level, y // self.factor >> layer.level) for x, y in self.points]
-            (q, k, _), *_ = terms
-            maps = attention_maps(q, k, [y * width + x for x, y in points])[0]  # [points, h w]
-            maps = maps / 4**layer.level  # a coarse pixel's part is that of the 4^level under it
-            found = self.maps.points
-        maps = maps.unflatten(-1, (height, width))[None]
+        maps = sum(word_maps(*term) for term in terms)[0]  # [h w, 77]
+        maps = torch.stack([maps[:, tokens].mean(1) for tokens in self.word_tokens])  # [words, h w]
+        maps = maps.unflatten(-1, [side >> layer.level for side in self.grid])[None]
         maps = F.interpolate(maps, size=self.grid, mode="bilinear", align_corners=False)[0].cpu()
-        key, of_step = (layer.kind, step, branch), found.setdefault(step, {})
+        key, of_step = (step, branch), self.maps.words.setdefault(step, {})
         count = self._layers[key] = self._layers.get(key, 0) + 1
         of_step[branch] = maps if count == 1 else of_step[branch] + (maps - of_step[branch]) / count
-
-    @property
-    def points(self) -> Sequence[tuple[int, int]]:
-        return self.maps.request.points
 
 
 def word_maps(q: Tensor, k: Tensor, words: Tensor | None) -> Tensor:
@@ -112,13 +100,10 @@ def word_tokens(word: str, prompt: str, tokenizer: ClipTokenizer) -> list[int]:
     return [1 + start + i for start in starts for i in range(len(wanted))]  # after the start token
 
 
-def check_request(request: MapRequest, size: tuple[int, int], steps: int, levels: int) -> None:
-    """Raises InputError where the request does not fit a picture of this (width, height), the steps or the UNet."""
-    for x, y in request.points:
-        if not (0 <= x < size[0] and 0 <= y < size[1]):
-            raise InputError(f"points must lie in the picture of {size[0]}×{size[1]} pixels, got {x}, {y}")
-    if not request.words and not request.points:
-        raise InputError("a map needs words or points to look at, got neither")
+def check_request(request: MapRequest, steps: int, levels: int) -> None:
+    """Raises InputError where the request does not fit the steps or the UNet."""
+    if not request.words:
+        raise InputError("a map needs words to look at, got none")
     if request.steps is not None and not (request.steps and all(0 <= step < steps for step in request.steps)):
         raise InputError(f"steps to look at must be from 0 to {steps - 1}, got {list(request.steps)}")
     if request.levels is not None and not (request.levels and all(level in range(levels) for level in request.levels)):

@@ -26,8 +26,9 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "G
 # Measured with `bench.py memory --table`, malloc's slack included. Bytes on the CPU: what a tokenizer adds to the
 # process; then the first forward, kernels that are compiled and pages of PyTorch's code; then the first gradient.
 LOADED, FORWARD, BACKWARD = 0.03e9, 0.05e9, 0.09e9
-DECODER = 0.6  # of the VAE's weights: of those that lie in the file, only what is used is in memory
-LAYER, COPY_OF = 1.3, 0.6  # of a layer's weights: with a convolution's, in the order that it computes in; that alone
+DECODER = 0.6  # part of the VAE's mapped weights that is in memory while it decodes: only what is used
+LAYER = 1.3  # of a layer's bytes, while it runs: its weights, and those of a convolution in the order it computes in
+COPY_OF = 0.6  # of a layer's bytes, where its weights are in memory anyway: that order's alone
 # Numbers in memory at once while a layer runs, by those of its widest input, of one row: without a gradient; with what
 # is kept for one.
 ROW = {"resnet": 5, "attention": 14, "sampler": 4}
@@ -147,7 +148,7 @@ class UNetLayer(NamedTuple):
     level: int
     width: int  # channels that come in
     weights: int  # how many
-    largest: int  # of them in one convolution, or matrix
+    largest: int  # how many in its largest convolution or matrix
     skips: float  # channels kept for later layers, at the finest level's size
 
 

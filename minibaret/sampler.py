@@ -1,6 +1,6 @@
 """DDIM (Song et al. 2020, Eq. 12), both ways: the only loops over time steps that there are, with `tuning.tune`.
 
-    invert    picture → noise: each step is given away to whoever watches
+    invert    picture → noise
     sample    noise → pictures: all branches together, as rows of one batched forward
 
 Both are generators: the caller sees every step, and stops by not asking for the next. Latents are float32 between steps

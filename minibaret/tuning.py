@@ -93,7 +93,7 @@ def tune(
             with torch.set_grad_enabled(not last):
                 moved = arrive(embedding)
                 error = (moved - goal).square().sum()
-            losses.append(error.item() / goal.numel())  # the one time that the CPU waits for a GPU
+            losses.append(error.item() / goal.numel())  # here the CPU waits for a GPU
             if not math.isfinite(losses[-1]):
                 raise InputError(
                     f"{stage} needs a finite loss, got {losses[-1]}: a smaller learning rate or a wider dtype may help"

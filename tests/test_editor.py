@@ -28,12 +28,21 @@ def test_a_gpu_that_is_not_there(monkeypatch):
         minibaret.load(device="cuda:2")
 
 
-def test_compile_hands_the_unet_to_torch_compile(monkeypatch):
+def test_compile_hands_the_unet_to_torch_compile(monkeypatch, picture):
     """What it makes of it is its own affair and takes minutes; that the forward traces as one graph is tested with the
     control."""
     asked = []
     monkeypatch.setattr(torch, "compile", lambda call, **options: asked.append(options) or call)
     assert minibaret.load(compile=True).model.unet is not None and asked == [{"dynamic": False}]
+    editor = minibaret.load()
+
+    def broken(*_, **__):
+        raise RuntimeError("no backend\nsecond line")
+
+    for work in (lambda: editor.generate("a cat", steps=1), lambda: editor.invert(picture, "a cat", steps=1)):
+        editor.model.unet.forward = broken
+        with pytest.warns(UserWarning, match="runs uncompiled, since torch.compile failed: no backend$"):
+            work()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="needs a C\\+\\+ compiler, but there is no no-such-compiler here"):
         minibaret.load(compile=True, device="cpu")

@@ -19,8 +19,6 @@ from minibaret.methods import METHODS
 from minibaret.pipeline import Counts
 from minibaret.weights.miniature.cases import SEEDS, drawn_case
 from minibaret.weights.miniature.training.data import attributes
-from minibaret.weights.miniature.world import distortions
-from minibaret.weights.miniature.world.distortions import DISTORTIONS, distort
 from minibaret.weights.miniature.world.drawing import render
 from minibaret.weights.miniature.world.scene import HELD_OUT_SEEDS, MEASURED_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
 from minibaret.weights.miniature.world.tasks import KINDS, task_of
@@ -57,39 +55,11 @@ def test_measured_scenes_are_held_out_and_not_the_ones_that_settings_were_chosen
     assert SEEDS == {"held-out": MEASURED_SEEDS, "sweep": SWEEP_SEEDS}
 
 
-@pytest.mark.parametrize("name", DISTORTIONS)
-def test_a_distortion_is_the_same_each_time_and_can_be_fitted_back(name):
-    picture = render(SCENE)
-    before = picture.tobytes()
-    once, again = distort(picture, name, 5), distort(picture, name, 5)
-    assert once.tobytes() == again.tobytes() and once.mode == "RGB" and picture.tobytes() == before
-    back = fit_image(once, picture.size, "stretch")
-    assert back.size == picture.size and 15 < psnr(back, picture) < 60
-
-
-def test_what_each_distortion_does():
-    picture = render(SCENE)
-    values = np.asarray(picture).astype(float)
-    assert distort(picture, None, 0) is picture
-    assert distort(picture, "400x300", 0).size == (400, 300) and distort(picture, "1024x768", 0).size == (1024, 768)
-    assert np.array_equal(np.asarray(distort(picture, "shift", 0))[3:, 3:], np.asarray(picture)[:-3, :-3])
-    grey = Image.new("RGB", (128, 128), (128, 128, 128))
-    noise = np.asarray(distort(grey, "noise", 1)).astype(float) - 128
-    assert noise.std() == pytest.approx(distortions.NOISE, rel=0.02) and abs(noise.mean()) < 0.1
-    assert distort(grey, "noise", 1).tobytes() != distort(grey, "noise", 2).tobytes()
-    tinted = np.asarray(distort(picture, "tint", 0)).astype(float)
-    expected = values[64, 64] * distortions.TINT_GAIN + distortions.TINT_OFFSET
-    assert np.abs(tinted[64, 64] - expected).max() < 1.5
-    corner = values[0, 0] * distortions.TINT_GAIN + distortions.TINT_OFFSET
-    assert np.abs(tinted[0, 0] - corner * (1 - distortions.VIGNETTE)).max() < 1.5
-
-
-@pytest.mark.parametrize("name", [None, *DISTORTIONS])
-def test_a_drawn_case_is_the_scene_and_its_right_answer_drawn_alike(name):
+def test_a_drawn_case_is_the_scene_and_its_right_answer():
     for kind in KINDS:
-        task, case = task_of(kind, 9), drawn_case(kind, 9, 128, name)
-        assert case.image.tobytes() == distort(render(task.before), name, 9).tobytes()
-        assert case.answer.tobytes() == distort(render(task.after), name, 9).tobytes()
+        task, case = task_of(kind, 9), drawn_case(kind, 9, 128)
+        assert case.image.tobytes() == render(task.before).tobytes()
+        assert case.answer.tobytes() == render(task.after).tobytes()
         assert (case.source_prompt, case.prompt) == (task.before.caption(), task.after.caption())
         assert len(case.answers) == len(task.candidates)  # no two have the same caption
         case = case.fitted((128, 128))
@@ -149,7 +119,7 @@ def test_a_right_edit_succeeds_and_one_that_does_nothing_fails(kind):
 
 
 def test_a_case_is_edited_as_it_was_asked_for():
-    editor, case = Stub(), drawn_case("posture", 4, 128, "400x300")
+    editor, case = Stub(), dataclasses.replace(drawn_case("posture", 4, 128), fit="stretch")
     score(editor, case, "baret", {"guidance": 3.0}, preset="paper")
     image, prompt, method, options = editor.asked[0]
     assert image is case.image and (prompt, method) == (case.prompt, "baret")

@@ -12,7 +12,6 @@ from minibaret.errors import InputError
 from minibaret.maps import MapCollector, MapRequest, check_request, find_words
 from minibaret.methods import METHODS, Job
 from minibaret.methods.baret import BaretKnobs
-from minibaret.models.configs import SD15, VAEConfig
 from minibaret.models.tokenizer import ClipTokenizer
 
 BRANCHES = ("reconstruction", "transition", "edit")
@@ -26,59 +25,57 @@ def run(sd, collector=None, **changes) -> dict[str, torch.Tensor]:
     return drain(METHODS["baret"].edit(sd, job, dataclasses.replace(SHORT, **changes)))[1]
 
 
-def collector(words=(), points=(), tokens=(), grid=(8, 8), **where) -> MapCollector:
-    return MapCollector(MapRequest(words, points, **where), list(tokens), grid, 8)
+def collector(words, tokens, **where) -> MapCollector:
+    return MapCollector(MapRequest(words, **where), list(tokens), (8, 8))
 
 
 def test_maps_are_those_of_the_definition(unet):
-    """softmax(q kᵀ / √D), mean of the heads: of one layer, at the words and points asked for."""
+    """softmax(q kᵀ / √D), mean of the heads: of one layer, at the words asked for."""
     latents, context, found = (
         torch.randn(1, 4, 8, 8),
         torch.randn(1, 77, 24),
-        collector(("dog", "lying down"), ((40, 24),), ([4], [1, 2]), levels=(0,)),
+        collector(("dog", "lying down"), ([4], [1, 2]), levels=(0,)),
     )
     block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
-    seen = {}
-    for name in ("attn1", "attn2"):
-        getattr(block, name).register_forward_hook(lambda layer, inputs, out, name=name: seen.update({name: inputs}))
+    seen = []
+    block.attn2.register_forward_hook(lambda layer, inputs, out: seen.append(inputs))
     control = RowControl(0, [Row("edit", True)], {}, [found])
     first, layers = found.see, []
     found.see = lambda step, layer, *more: (layers.append(layer), layer.index == 0 and first(step, layer, *more))
     unet(latents, torch.tensor(7), context, control)
     assert {layer.level for layer in layers} == {0}
-    definition = {}
-    for name, (x, text, *_) in seen.items():
-        q = getattr(block, name).to_q(x).unflatten(-1, (2, 8))
-        k = getattr(block, name).to_k(text).unflatten(-1, (2, 8))
-        definition[name] = (torch.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(8)).softmax(-1).mean(1)[0]
-    words, points = found.maps.words[0]["edit"], found.maps.points[0]["edit"]
-    assert torch.allclose(words[0], definition["attn2"][:, 4].view(8, 8), atol=1e-6)
-    assert torch.allclose(words[1], definition["attn2"][:, 1:3].mean(1).view(8, 8), atol=1e-6)
-    assert torch.allclose(points[0], definition["attn1"][3 * 8 + 5].view(8, 8), atol=1e-6)  # (40, 24) / 8 pixels
-    assert points.sum() == pytest.approx(1, abs=1e-5)
+    ((x, text, *_),) = seen
+    q, k = block.attn2.to_q(x).unflatten(-1, (2, 8)), block.attn2.to_k(text).unflatten(-1, (2, 8))
+    definition = (torch.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(8)).softmax(-1).mean(1)[0]
+    words = found.maps.words[0]["edit"]
+    assert torch.allclose(words[0], definition[:, 4].view(8, 8), atol=1e-6)
+    assert torch.allclose(words[1], definition[:, 1:3].mean(1).view(8, 8), atol=1e-6)
 
 
 @pytest.mark.parametrize("rigid", [False, True])
 def test_maps_of_every_branch_at_the_steps_asked_for(small, rigid):
     sharpened(small.model.unet)
-    found = collector(("dog", "lying"), ((3, 60),), ([1], [2, 3]), steps=(0, 4))
+    found = collector(("dog", "lying"), ([1], [2, 3]), steps=(0, 4))
     run(small.sd, found, rigid=rigid)
     maps, middle = found.maps, "reconstruction" if rigid else "transition"
-    assert set(maps.words) == set(maps.points) == {0, 4} and maps.branches == {"reconstruction", middle, "edit"}
+    assert set(maps.words) == {0, 4} and maps.branches == {"reconstruction", middle, "edit"}
     for step in (0, 4):
         assert all(value.shape == (2, 8, 8) for value in maps.words[step].values())
-        assert all(value.shape == (1, 8, 8) for value in maps.points[step].values())
         assert torch.equal(maps.words[step]["edit"], maps.words[step][middle]) == (step == 0)  # taken, then no longer
-        assert torch.equal(maps.points[step]["edit"], maps.points[step]["reconstruction"]) == (step == 0)
     assert torch.equal(maps.of_word("lying", "edit", 4), maps.words[4]["edit"][1])
     mean = (maps.words[0]["edit"][0] + maps.words[4]["edit"][0]) / 2
     assert torch.allclose(maps.of_word("dog", "edit"), mean)
+    for asked in (("cat", "edit"), ("dog", "source"), ("dog", "edit", 3)):
+        with pytest.raises(
+            InputError, match=r"maps were kept of dog, lying; edit, reconstruction.*; steps \[0, 4\]; got"
+        ):
+            maps.of_word(*asked)
 
 
 def test_a_map_whose_columns_are_mixed_is_seen_as_it_is_used():
     """A sum of takes with words, as prompt-to-prompt refines a prompt."""
     q, (k, other), words = torch.randn(1, 64, 2, 8), torch.randn(2, 1, 77, 2, 8), torch.rand(77, 77)
-    found = collector(("dog",), (), ([5],))
+    found = collector(("dog",), ([5],))
     layer = Layer("cross", 0, 64, "down", 0)
     found.see(2, layer, "edit", [(q, k, words), (q, other, None)])
 
@@ -91,7 +88,7 @@ def test_a_map_whose_columns_are_mixed_is_seen_as_it_is_used():
 
 def test_keeping_maps_does_not_change_the_edit(small):
     sharpened(small.model.unet)
-    plain, found = run(small.sd), collector(("dog",), (), ([1],))
+    plain, found = run(small.sd), collector(("dog",), ([1],))
     kept = run(small.sd, found)
     assert len(found.maps.words) == 5
     for name in BRANCHES:  # more rows in a batch, summed in another order
@@ -99,21 +96,11 @@ def test_keeping_maps_does_not_change_the_edit(small):
 
 
 def test_an_editor_keeps_the_maps_that_are_asked_for(small, picture):
-    request = MapRequest(("dog", "lying down"), ((5, 20),), steps=(1,))
+    request = MapRequest(("dog", "lying down"), steps=(1,))
     result = small.edit(picture, PROMPT, maps=request, **QUICK)
     assert set(result.maps.words) == {1} and result.maps.branches == {*BRANCHES}
-    assert result.maps.words[1]["edit"].shape == (2, 4, 4) and result.maps.points[1]["edit"].shape == (1, 4, 4)
+    assert result.maps.words[1]["edit"].shape == (2, 4, 4)
     assert small.edit(picture, PROMPT, **QUICK).maps is None
-
-
-def test_points_fall_on_the_latents_of_the_models_own_vae():
-    config = dataclasses.replace(SD15, vae=VAEConfig(channels=(8, 16, 16)))
-    assert (SD15.latent_factor, config.latent_factor, config.size_multiple) == (8, 4, 32)
-    found = MapCollector(MapRequest(points=((60, 3),)), [], (32, 32), config.latent_factor)
-    q = torch.zeros(1, 32 * 32, 1, 8)
-    q[0, 15] = 100.0  # the query at (15, 0), whose key is its own
-    found.see(0, Layer("self", 0, 32 * 32, "down", 0), "edit", [(q, q / 100, None)])
-    assert found.maps.points[0]["edit"][0].argmax() == 15
 
 
 def test_words_are_found_in_the_prompt():
@@ -127,12 +114,11 @@ def test_words_are_found_in_the_prompt():
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (MapRequest(), "words or points"),
-        (MapRequest(points=((128, 0),)), "points must lie in the picture of 128×96 pixels, got 128, 0"),
+        (MapRequest(()), "words to look at, got none"),
         (MapRequest(("dog",), steps=(5,)), "steps to look at must be from 0 to 4"),
         (MapRequest(("dog",), levels=(2,)), "levels to look at must be from 0 to 1"),
     ],
 )
 def test_a_request_that_does_not_fit_is_said(request_, said):
     with pytest.raises(InputError, match=said):
-        check_request(request_, (128, 96), 5, 2)
+        check_request(request_, 5, 2)

@@ -9,7 +9,7 @@ from minibaret.cli.options import method_with_knobs
 from minibaret.errors import InputError
 from minibaret.evaluation import curves, report, rows
 from minibaret.evaluation.report import Scored
-from minibaret.evaluation.rows import RANGES, Row, best, labels, search, sweep
+from minibaret.evaluation.rows import RANGES, Row, best, labels, sweep
 from minibaret.methods import METHODS
 
 
@@ -32,17 +32,6 @@ def test_a_sweep_is_along_one_knob():
 def test_every_methods_own_knob_can_be_swept():
     for method in METHODS:
         assert len(sweep([row(method)])) >= 5
-
-
-def test_a_search_has_as_many_rows_for_every_method_and_is_the_same_each_time():
-    for method in METHODS:
-        mine = search(row(method), 6, fixed=["guidance"])
-        assert len(mine) == 6 and mine[0] == row(method) and all(mine.count(one) == 1 for one in mine)
-        assert {one.knobs["guidance"] for one in mine} == {row(method).knobs["guidance"]}
-        assert all(one.knobs.get("inner_steps") == row(method).knobs.get("inner_steps") for one in mine)
-        assert mine == search(row(method), 6, fixed=["guidance"])
-    few = search(SDEDIT, 100, fixed=["guidance"])
-    assert sorted(one.knobs["strength"] for one in few) == [*RANGES["strength"]]
 
 
 def test_a_method_with_knobs_is_read():
@@ -156,7 +145,7 @@ def test_the_best_row_of_each_method_is_taken(tmp_path):
     scored = [Scored(one, {"posture/1": {rows.JUDGE: value}}) for one, value in zip(several, (9.0, 12.0, 7.0, 11.0))]
     path.write_text(json.dumps(report.as_json(report.table(scored))))
     assert best(path, ["sdedit", "baret", "sdedit"]) == [several[1], BARET]
-    with pytest.raises(InputError, match=r"r.json must be what --show wrote of a --search.*missing: 'sine'"):
+    with pytest.raises(InputError, match=r"r.json must be what --show wrote of a --sweep.*missing: 'sine'"):
         best(path, ["sine"])
     path.write_text("[]")
     with pytest.raises(InputError, match="must be what --show wrote"):

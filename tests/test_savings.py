@@ -18,13 +18,13 @@ from minibaret.weights import MINIATURE_FOLDER, OnDemandModel, convert
 def test_networks_are_read_when_used_and_freed():
     model = OnDemandModel(MINIATURE_FOLDER)
     assert there(model) == set()
-    vae = model.vae
+    vae = model.network("vae")
     before = vae.decoder.conv_in.weight.clone()
-    assert model.unet.conv_in.weight.dtype == torch.float32 and there(model) == {"unet", "vae"}
+    assert model.network("unet").conv_in.weight.dtype == torch.float32 and there(model) == {"unet", "vae"}
     assert model.free_all_but("text_encoder", torch.float32, False) and vae.decoder.conv_in.weight.is_meta
     assert there(model) == set() and not model.free_all_but("text_encoder", torch.float32, False)
-    assert torch.equal(model.vae.decoder.conv_in.weight, before) and there(model) == {"vae"}
-    half, whole = model.network("unet", torch.bfloat16), model.unet
+    assert torch.equal(model.network("vae").decoder.conv_in.weight, before) and there(model) == {"vae"}
+    half, whole = model.network("unet", torch.bfloat16), model.network("unet")
     assert half.conv_in.weight.dtype == torch.bfloat16 and whole.conv_in.weight.dtype == torch.float32
     assert not any(weight.requires_grad for weight in half.parameters())
 
@@ -62,7 +62,7 @@ def test_a_dtype_of_the_unet_alone_takes_effect_without_a_limit(picture):
     editor = minibaret.load(savings=Savings(unet_dtype=torch.bfloat16))
     result = editor.edit(picture, PROMPT, steps=1, inner_steps=0)
     assert str(result.savings) == "UNet in bfloat16" and editor.sd.unet.dtype == torch.bfloat16
-    assert editor.model.vae.quant_conv.weight.dtype == torch.float32
+    assert editor.model.network("vae").quant_conv.weight.dtype == torch.float32
 
 
 # Gradient checkpointing and streamed weights
@@ -99,7 +99,7 @@ def test_streamed_weights_give_the_same_bits(tiny, tmp_path, one_thread, stored,
     model = OnDemandModel(folder, dtype=dtype)
     streamed = model.network("unet", streamed=True)
     for _ in range(2):
-        found, wanted = noise_and_gradient(streamed, dtype), noise_and_gradient(model.unet, dtype)
+        found, wanted = noise_and_gradient(streamed, dtype), noise_and_gradient(model.network("unet"), dtype)
         assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1]) and found[1].abs().max() > 0
 
 

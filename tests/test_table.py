@@ -132,13 +132,12 @@ def test_the_fingerprint_follows_the_weights_and_not_their_defaults(tmp_path):
     assert fingerprint(tmp_path) != shipped
 
 
-def test_the_fingerprint_follows_the_world_the_tasks_and_the_distortions(monkeypatch):
+def test_the_fingerprint_follows_the_world_and_the_tasks(monkeypatch):
     shipped, task_of = fingerprint(MINIATURE_FOLDER), tasks.task_of
     module = sys.modules[fingerprint.__module__]
     for name, other in (
         ("world_fingerprint", lambda: "another world"),
         ("task_of", lambda kind, seed: task_of(kind, seed + 1)),
-        ("distort", lambda picture, name, seed: picture),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, other)

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..models.configs import SD15, ModelConfig
-from ..models.text_encoder import TextEncoder
-from ..models.unet import UNet
-from ..models.vae import VAE
 from .detect import find_checkpoint
 from .loading import prepare_network, read_network
 from .streamed import stream
@@ -19,7 +16,8 @@ from .vocabulary import find_tokenizer, read_tokenizer_at
 
 
 class OnDemandModel:
-    """Used as a `Model`. The files are looked through at once, so that what is wrong with them is said at once."""
+    """Used as a `Model`, its networks by `network`. The files are looked through at once, so that what is wrong with
+    them is said at once."""
 
     def __init__(
         self,
@@ -39,18 +37,6 @@ class OnDemandModel:
         self.tokenizer = read_tokenizer_at(file, self.config.text_encoder.vocabulary)
         self.digests: dict = {}  # of the weights, where they were asked for
         self._here: dict[tuple[str, torch.dtype, bool], nn.Module] = {}  # by name, dtype and whether it is streamed
-
-    @property
-    def text_encoder(self) -> TextEncoder:
-        return self.network("text_encoder")
-
-    @property
-    def vae(self) -> VAE:
-        return self.network("vae")
-
-    @property
-    def unet(self) -> UNet:
-        return self.network("unet")
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each network has."""

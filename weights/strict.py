@@ -13,15 +13,13 @@ from .files import StoredTensor, open_tensors, shown
 NAMED = 5  # tensors an error names
 
 
-def load_part(
-    make: Callable[[], nn.Module], path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> nn.Module:
-    """A network and the one file that holds its tensors under its own names → the network, frozen.
+def load_part(make: Callable[[], nn.Module], path: Path) -> nn.Module:
+    """A network and the one file that holds its tensors under its own names → the network, frozen, in float32.
 
     Raises InputError where the file is missing, broken or does not fit.
     """
     tensors = open_tensors(path)
-    return fill(prepare(make, tensors, str(path)), tensors, device, dtype)
+    return fill(prepare(make, tensors, str(path)), tensors, "cpu", torch.float32)
 
 
 def prepare(make: Callable[[], nn.Module], tensors: Mapping[str, StoredTensor], source: str) -> nn.Module:

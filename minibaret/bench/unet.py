@@ -28,7 +28,7 @@ def bench(options: argparse.Namespace) -> None:
     batches = {
         PLAIN: (SIX, None),
         "six rows, injection": (SIX, RowControl(0, SIX, takes)),
-        "retired plan, injection": (FIVE, RowControl(0, FIVE, takes)),
+        "five rows, injection": (FIVE, RowControl(0, FIVE, takes)),
     }
     given = {name: inputs(unet, side, len(rows)) for name, (rows, _) in batches.items()}
     runs = {name: lambda name=name: unet(*given[name], batches[name][1]) for name in batches}

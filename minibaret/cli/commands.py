@@ -7,6 +7,7 @@ import json
 from .. import compare as comparison
 from .. import sheet, weights
 from ..editor import BRANCHES, Editor
+from ..errors import InputError
 from ..files import check_place
 from ..inversion import check_name, load_inversion, unfinished_path
 from ..kernels import triton_problem
@@ -50,14 +51,19 @@ def edit(options: argparse.Namespace) -> None:
 def generate(options: argparse.Namespace) -> None:
     check_outputs(options, options.output)
     method, source = "prompt-to-prompt", options.source_prompt
+    knobs = chosen_knobs(options, method)
+    words = [f"--{name.replace('_', '-')}" for name in knobs if name not in ("steps", "guidance")]
+    if source is None and words:
+        raise InputError(f"a --source-prompt is needed for {', '.join(words)}, got none")
+    if options.steps is not None:
+        warn_of_steps(options.steps)
     editor = open_editor(options)
-    knobs = editor.settings(method, options.preset, **chosen_knobs(options, method))
     size = size_of(options, editor)
     check_pictures(options, size, {options.output: (1 if source is None else 2, 1)})
-    editor.check_prompts(method, options.prompt, options.prompt if source is None else source)
     warn_of_words(editor, options)
+    chosen = {"seed": options.seed, "size": size, "preset": options.preset, **knobs}
     with ProgressBars() as bars:
-        found = editor.generate(options.prompt, source, seed=options.seed, size=size, watch=bars, **vars(knobs))
+        found = editor.generate(options.prompt, source, watch=bars, **chosen)
     picture = found["edit"]
     if source is not None:
         picture = sheet.columns_sheet([[found["source"], picture]], [source, options.prompt])
@@ -73,10 +79,10 @@ def compare(options: argparse.Namespace) -> None:
     if options.steps is not None:
         warn_of_steps(options.steps)
     editor = open_editor(options)
-    shared = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
-    choices = {"source_prompt": options.source_prompt, "methods": names, "preset": options.preset, **shared}
+    choices = {"source_prompt": options.source_prompt, "methods": names, "preset": options.preset}
+    choices |= chosen_knobs(options)
     size = size_of(options, editor)
-    check_pictures(options, size, {options.output: (MOST_COLUMNS, -(-(1 + len(names)) // comparison.COLUMNS))})
+    check_pictures(options, size, {options.output: (comparison.COLUMNS, -(-(1 + len(names)) // comparison.COLUMNS))})
     warn_of_words(editor, options)
     with ProgressBars() as bars:
         work = comparison.compare(editor, options.image, options.prompt, size=size, fit=options.fit, **choices)

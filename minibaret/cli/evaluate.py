@@ -11,17 +11,17 @@ from .. import charts
 from ..editor import Editor
 from ..errors import InputError
 from ..evaluation import curves, report
-from ..evaluation.cases import Case, Source, folder_sources, pie_sources
+from ..evaluation.cases import Source, folder_sources, pie_sources
 from ..evaluation.networks import Networks
-from ..evaluation.rows import Row, best, search, sweep
+from ..evaluation.rows import Row, best, sweep
 from ..evaluation.scoring import Edit, Kept, Laboratory, Scorer, own_tower
 from ..files import check_place, write_whole
-from ..inversion import Origin
+from ..inversion import weight_digests
 from ..methods import METHODS
 from ..progress import ProgressBars
 from ..weights.miniature.cases import SEEDS, drawn_sources
-from .common import loading, write_picture
-from .options import method_with_knobs
+from .common import loading, warn_of_steps, write_picture
+from .options import chosen_knobs, method_with_knobs
 
 DRAWN = ("drawn:", "sweep:")  # cases that are made, not read
 
@@ -29,26 +29,23 @@ DRAWN = ("drawn:", "sweep:")  # cases that are made, not read
 def evaluate(options: argparse.Namespace) -> None:
     if options.show:
         return _show(options)
-    for name in ("jobs", "search"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise InputError(f"{name} must be at least 1, got {getattr(options, name)}")
-    if options.search and any(spec.startswith("drawn:") for spec in options.cases):
-        raise InputError("a search must be on --cases sweep:…: drawn:… are those that its best rows are measured on")
+    if options.jobs < 1:
+        raise InputError(f"jobs must be at least 1, got {options.jobs}")
     if options.output.suffix != ".jsonl":
         raise InputError(f"the name of results must end in .jsonl, got {options.output.name}")
     check_place(options.output, force=True)
     pictures = options.output.with_suffix("")
     if pictures.exists() and not (pictures.is_dir() and (options.output.exists() or not any(pictures.iterdir()))):
         raise InputError(f"the edits' pictures go into a new folder {pictures}, but that is there: name other results")
+    if options.steps is not None:
+        warn_of_steps(options.steps)
     laboratory = Laboratory(loading(options), options.networks, pictures)
     editor, _ = laboratory.open()
-    shared = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
-    rows, more = [], []
+    shared, rows = chosen_knobs(options), []
     for name, knobs in map(method_with_knobs, options.methods.replace(" ", "").split(",")):
         knobs = {**shared, **knobs}
         rows.append(Row(name, vars(editor.settings(name, options.preset, **knobs))))
-        more += search(rows[-1], options.search, knobs) if options.search else []
-    asked = [*rows, *more]
+    asked = [*rows]
     if options.sweep is not None:
         asked += sweep(rows, options.sweep)
     if options.best_of:
@@ -70,7 +67,7 @@ def evaluate(options: argparse.Namespace) -> None:
         left_out |= without
     if not edits:
         raise InputError(f"cases with source prompts were wanted for {', '.join(left_out)}, got none")
-    kept = Kept(options.output, _fingerprint(editor, case, options.networks))
+    kept = Kept(options.output, _fingerprint(editor, options.networks))
     try:
         with ProgressBars() as bars:
             scores = Scorer(laboratory, kept, options.jobs, bars.count).edits(edits)
@@ -86,9 +83,9 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"{options.output}: {len(kept.found)} edits")
 
 
-def _fingerprint(editor: Editor, case: Case, networks: Path | None) -> str:
+def _fingerprint(editor: Editor, networks: Path | None) -> str:
     """Of the weights, and of the names and sizes of the networks' files."""
-    parts = [Origin.of(editor.sd, case.image, case.fit).weights]
+    parts = [weight_digests(editor.sd)]
     files = sorted(path for path in networks.rglob("*") if path.is_file()) if networks else ()
     parts += [(str(path.relative_to(networks)), path.stat().st_size) for path in files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

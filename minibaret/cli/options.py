@@ -39,7 +39,7 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     found.add_argument("--methods", metavar="A,B,…", help="default: all that `minibaret methods` lists")
     _add_preset(found)
     found.add_argument("--steps", type=int, help="DDIM steps")
-    found.add_argument("--guidance", type=float, help="of classifier-free guidance")
+    found.add_argument("--guidance", type=float, help="w, the scale of classifier-free guidance")
     _add_json(found)
     _add_model(found)
 
@@ -115,15 +115,15 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     found.add_argument("--jobs", type=int, default=1, help="processes of one thread each; 1: this one, as it is")
     _add_preset(found)
     found.add_argument("--steps", type=int, help="DDIM steps")
-    found.add_argument("--guidance", type=float, help="of classifier-free guidance")
+    found.add_argument("--guidance", type=float, help="w, the scale of classifier-free guidance")
     found.add_argument(
-        "--sweep", nargs="*", metavar="METHOD.KNOB", help="also other values of these knobs; of each method's own"
+        "--sweep",
+        nargs="*",
+        metavar="METHOD.KNOB",
+        help="also the useful values of these knobs; with no name, of each method's own",
     )
     found.add_argument(
-        "--search", type=int, metavar="COUNT", help="also random knobs: so many rows for each method in all"
-    )
-    found.add_argument(
-        "--best-of", type=Path, metavar="FILE", help="also each method's best knobs in the JSON shown of a --search"
+        "--best-of", type=Path, metavar="FILE", help="also each method's best knobs in the JSON that --show wrote"
     )
     found.add_argument("--networks", type=Path, metavar="FOLDER", help="with CLIP, DINO, … that some metrics need")
     found.add_argument("--show", type=Path, metavar="RESULTS", help="write its table (.md, .json), sheet and plots")
@@ -188,10 +188,12 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help="torch.compile the UNet; takes minutes before it begins")
     _add_layout(group)
     group = command.add_argument_group("memory")
-    group.add_argument("--memory", metavar="LIMIT", help="such as 4G or 900M: takes of what follows what it needs")
+    group.add_argument("--memory", metavar="LIMIT", help="such as 4G or 900M: turns on the savings below that it needs")
     group.add_argument("--on-demand", action="store_true", help="networks are read when needed, and freed after")
     group.add_argument("--tiled-vae", action="store_true", help="the VAE works in strips; the picture stays the same")
-    group.add_argument("--checkpointing", action="store_true", help="tuning computes twice what it would keep")
+    group.add_argument(
+        "--checkpointing", action="store_true", help="tuning computes activations anew in its backward pass"
+    )
 
 
 def _add_layout(group) -> None:
@@ -201,9 +203,7 @@ def _add_layout(group) -> None:
 
 def _add_method(command: argparse.ArgumentParser, full: bool) -> None:
     """full: with a flag for each name that a knob of any method has, which says every method's default."""
-    group = command.add_argument_group(
-        "method", "defaults: the paper's but for solvers, or the model's own where it has any"
-    )
+    group = command.add_argument_group("method", "knobs and their defaults; a model may bring defaults of its own")
     group.add_argument("--method", default="baret", help="one that `minibaret methods` lists; default %(default)s")
     group.add_argument("--source-prompt", metavar="PROMPT", help="what the picture shows; some methods need it")
     _add_preset(group)
@@ -220,7 +220,7 @@ def _add_knobs(group, method: str | None = None) -> None:
     """Of that method, or of all."""
     for name, entries in knob_fields(method).items():
         kind = next(iter(entries.values())).metadata["kind"]
-        flag, help = f"--{name.replace('_', '-')}", _help(entries)
+        flag, help = f"--{name.replace('_', '-')}", _help(entries, method is not None)
         if kind == "flag":
             group.add_argument(flag, action=BooleanOptionalAction, default=None, help=help)
         elif kind in ("fractions", "pair"):
@@ -270,21 +270,27 @@ def chosen_knobs(options: argparse.Namespace, method: str | None = None) -> dict
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def _help(entries: dict) -> str:
-    first = next(iter(entries.values()))
-    groups: dict[str, list[str]] = {}
+def _help(entries: dict, alone: bool) -> str:
+    """What the knob is and its default, by methods where these differ in it. alone: there is one method."""
+    texts: dict[str, dict[str, list[str]]] = {}  # by what it is, by default: the methods
     for method, entry in entries.items():
         source = f", {entry.metadata['source']}" * bool(entry.metadata["source"])
+        groups = texts.setdefault(entry.metadata["help"], {})
         groups.setdefault(_said(entry.default) + source, []).append(method)
-    if len(groups) == 1 and len(entries) > 1:
-        where = f"default {next(iter(groups))}"
-    else:
-        where = "; ".join(f"{', '.join(names)}: {default}" for default, names in groups.items())
-    return f"{first.metadata['help']} ({where})".replace("%", "%%")
+    said = []
+    for text, groups in texts.items():
+        (most, _), *others = sorted(groups.items(), key=lambda group: -len(group[1]))
+        defaults = "; ".join([f"default {most}", *(f"{', '.join(of)} {value}" for value, of in others)])
+        having = ", ".join(name for of in groups.values() for name in of)
+        whose = f"{having}: " if not alone and (len(texts) > 1 or len(entries) == 1) else ""
+        said.append(f"{whose}{text} ({defaults})")
+    return "; ".join(said).replace("%", "%%")
 
 
 def _said(value) -> str:
-    return ":".join(f"{part:g}" for part in value) if isinstance(value, tuple) and value else str(value)
+    if value is None or value == ():
+        return "none"
+    return ":".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -45,18 +45,18 @@ def mean(values: Iterable[float | bool]) -> Figure:
 
 @cache
 def student(freedom: int) -> float:
-    """Within how many standard errors 95 % of Student's distribution is: its tangent of an angle whose density is the
-    cosine's power."""
+    """Within how many standard errors 95 % of Student's distribution is: t = √ν tan θ, where θ has
+    a density proportional to cos^(ν−1) θ."""
     edges = np.linspace(0, np.pi / 2, 100_001)
     share = np.cumsum(np.cos((edges[1:] + edges[:-1]) / 2) ** (freedom - 1))
     return float(freedom**0.5 * np.tan(np.interp(0.95, share / share[-1], edges[1:])))
 
 
-def wilson(right: int, cases: int, z: float = Z) -> Figure:
+def wilson(right: int, cases: int) -> Figure:
     """A share and its interval (Wilson 1927)."""
     share = right / cases
-    middle = (share + z**2 / (2 * cases)) / (1 + z**2 / cases)
-    half = z * (share * (1 - share) / cases + (z / (2 * cases)) ** 2) ** 0.5 / (1 + z**2 / cases)
+    middle = (share + Z**2 / (2 * cases)) / (1 + Z**2 / cases)
+    half = Z * (share * (1 - share) / cases + (Z / (2 * cases)) ** 2) ** 0.5 / (1 + Z**2 / cases)
     return Figure(share, max(middle - half, 0.0), min(middle + half, 1.0), cases)
 
 

@@ -39,8 +39,9 @@ def answer_psnr(case: Case, picture: Image.Image, _: Networks) -> float | None:
 
 
 def earned(case: Case, picture: Image.Image, networks: Networks) -> float | None:
-    """dB against the right answer where the edit is right, else 0: one number to choose knobs by. Without the condition
-    an edit that does nothing would often be the best: it is nearer than one that draws the right thing elsewhere."""
+    """dB against the right answer where the edit is right, else 0: one number to choose the best row by. Without the
+    condition one that does nothing would often be the best: it is nearer than one that draws the right thing elsewhere.
+    """
     return answer_psnr(case, picture, networks) * success(case, picture, networks) if case.answer else None
 
 

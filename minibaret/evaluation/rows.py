@@ -1,7 +1,5 @@
-"""The rows of a table: which methods, with which knobs. A sweep is rows that differ in one knob; a search, rows with
-random values of the knobs that matter, as many for every method."""
+"""The rows of a table: which methods, with which knobs. A sweep is rows that differ in one knob."""
 
-import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +25,7 @@ RANGES = {  # of knobs, the useful ones; ours
     "target_weight": (0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2),
     "inner_steps": (1, 2, 3, 5, 10, 20),
 }
-COSTLY = ("inner_steps",)  # not searched: more of it reconstructs better and costs more
-JUDGE = "earned"  # what a search is decided by
+JUDGE = "earned"  # what the best row is decided by
 
 
 class Row(NamedTuple):
@@ -62,20 +59,8 @@ def ranged(row: Row) -> list[str]:
     return [name for name in row.knobs if name in RANGES]
 
 
-def search(row: Row, count: int, fixed: Iterable[str] = ()) -> list[Row]:
-    """`count` rows: itself, then random values of its knobs that have a range, the same each time; fewer where there
-    are not so many. fixed: knobs that keep their value."""
-    numbers, tried = random.Random(row.method), [row]
-    knobs = [name for name in ranged(row) if name not in (*COSTLY, *fixed)]
-    for _ in range(100 * count):
-        if len(tried) < count:
-            one = row.changed(**{name: numbers.choice(RANGES[name]) for name in knobs})
-            tried += [one] if one not in tried else []
-    return tried
-
-
 def best(path: Path, methods: Iterable[str]) -> list[Row]:
-    """The best row of each method in the JSON that `--show` wrote of a search. Raises InputError where it is none."""
+    """The best row of each method in the JSON that `--show` wrote of a sweep. Raises InputError where it is none."""
     values, found = read_json(path), {}
     try:
         for line in values["rows"]:
@@ -85,7 +70,7 @@ def best(path: Path, methods: Iterable[str]) -> list[Row]:
         return [found[method][0] for method in dict.fromkeys(methods)]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         said = f"rows of {', '.join(methods)}, each with its {JUDGE}"
-        raise InputError(f"{path} must be what --show wrote of a --search, with {said}; missing: {error}") from None
+        raise InputError(f"{path} must be what --show wrote of a --sweep, with {said}; missing: {error}") from None
 
 
 def labels(rows: Sequence[Row]) -> tuple[list[str], str]:

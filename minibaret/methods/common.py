@@ -43,7 +43,7 @@ class Knobs:
     """What can be chosen about any method. Raises InputError for impossible values."""
 
     steps: int = knob(50, "steps", "DDIM steps")
-    guidance: float = knob(7.5, "number", "of classifier-free guidance")
+    guidance: float = knob(7.5, "number", "w, the scale of classifier-free guidance")
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -67,8 +67,8 @@ class TuningKnobs(Knobs):
 
     solver: str = knob("signs", ("signs", "adam"), "of the tuning: the gradient's signs, or Adam", "ours")
     inner_steps: int = knob(1, "count", "gradient steps at each time step, at most", "ours")
-    step_length: float = knob(0.08, "positive", "of signs, as a part of the embedding's size", "ours")
-    learning_rate: float = knob(1e-3, "positive", "of Adam")
+    step_length: float = knob(0.08, "positive", "step of the signs, as a part of the embedding's size", "ours")
+    learning_rate: float = knob(1e-3, "positive", "learning rate of Adam")
     tolerance: tuple[float, float] = knob(
         (1e-5, 2e-5), "pair", "loss that ends the tuning of a time step: of the first, and its rise per step"
     )
@@ -87,8 +87,7 @@ class TuningKnobs(Knobs):
 
     def recipe(self) -> dict:
         """What the tuned embeddings depend on, beside prompts and trajectory."""
-        names = [entry.name for entry in fields(TuningKnobs)]
-        return {name: getattr(self, name) for name in names}
+        return {entry.name: getattr(self, entry.name) for entry in fields(TuningKnobs)}
 
 
 def fits(kind: str | tuple[str, ...], value) -> bool:
@@ -190,10 +189,8 @@ def trajectory(
     if not found:
         found.append((job.latents,))
     latents = [item[0] for item in found]
-    begun = len(latents)
     for step in invert(sd, latents, sd.embed(prompt), knobs.schedule, count):
-        found.extend((z,) for z in latents[begun:])
-        begun = len(latents)
+        found.append((step.latents,))
         yield step
     return latents if count is None else latents[: count + 1]
 

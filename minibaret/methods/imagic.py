@@ -20,7 +20,7 @@ from .fine_tuning import copy_to_tune, fine_tune
 
 @dataclass(frozen=True)
 class ImagicKnobs(Knobs):
-    guidance: float = knob(3.0, "number", "of classifier-free guidance", "public versions")
+    guidance: float = knob(3.0, "number", "w, the scale of classifier-free guidance", "public versions")
     target_weight: float = knob(0.8, "number", "a, the weight of the target's embedding; 1 − a is the tuned one's")
     embedding_steps: int = knob(500, "count", "Adam steps on the embedding", "public versions")
     embedding_rate: float = knob(1e-3, "positive", "learning rate of the embedding", "public versions")

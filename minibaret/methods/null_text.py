@@ -15,7 +15,7 @@ from .prompt_to_prompt import WordKnobs, controllers
 
 @dataclass(frozen=True)
 class NullTextKnobs(TuningKnobs, WordKnobs):
-    learning_rate: float = knob(1e-2, "positive", "of Adam; at time step i this times 1 − i/100")
+    learning_rate: float = knob(1e-2, "positive", "learning rate of Adam; at time step i this times 1 − i/100")
 
 
 def invert(sd: StableDiffusion, job: Job, knobs: NullTextKnobs) -> Generator[Step, None, tuple[Tensor, list[Tuned]]]:

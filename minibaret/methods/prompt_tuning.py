@@ -21,7 +21,7 @@ class PromptTuningKnobs(TuningKnobs):
     eta: float = knob(
         0.1, "fraction", "η, the weight of the tuned embedding; 1 − η is the target's", "a reimplementation"
     )
-    learning_rate: float = knob(1e-2, "positive", "of Adam", "a reimplementation")
+    learning_rate: float = knob(1e-2, "positive", "learning rate of Adam", "a reimplementation")
     tolerance: tuple[float, float] = knob((0.0, 0.0), "pair", "as BARET's; 0: no time step ends early")
 
 

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # a printable stand-in for each byte, in CLIP's order
 LENGTH = 77
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # What ftfy, through which the original tokenizer (openai/CLIP, clip/simple_tokenizer.py, `basic_clean`) reads a text,
@@ -37,7 +38,7 @@ class TextTooLong(ValueError):
 
 class ClipTokenizer:
     def __init__(self, merges: list[tuple[str, str]]):
-        words = [*_byte_symbols(), *(symbol + WORD_END for symbol in _byte_symbols()), *("".join(m) for m in merges)]
+        words = [*BYTES, *(symbol + WORD_END for symbol in BYTES), *("".join(m) for m in merges)]
         self.vocabulary = {word: index for index, word in enumerate([*words, START, END])}
         self.start, self.end = self.vocabulary[START], self.vocabulary[END]
         self.size = len(self.vocabulary)
@@ -72,10 +73,7 @@ class ClipTokenizer:
                 f"the text has {len(encoding.ids)} tokens and at most {room} fit; "
                 f"these words do not: {textwrap.shorten(rest, 200, placeholder=' …')!r}"
             )
-        return self.pad(encoding.ids)
-
-    def pad(self, ids: list[int]) -> list[int]:
-        ids = [self.start, *ids[: LENGTH - 2], self.end]
+        ids = [self.start, *encoding.ids]
         return ids + [self.end] * (LENGTH - len(ids))
 
 
@@ -105,7 +103,7 @@ def parse_merges(text: str, size: int | None = None) -> list[tuple[str, str]]:
     if "#version" not in version:
         raise ValueError(f'its first line should hold "#version", not {version[:40]!r}')
     merges = [tuple(line.rstrip("\r").split(" ")) for line in lines[:size]]
-    known = {*_byte_symbols(), *(symbol + WORD_END for symbol in _byte_symbols())}
+    known = {*BYTES, *(symbol + WORD_END for symbol in BYTES)}
     for number, pair in enumerate(merges, start=2):
         if len(pair) != 2 or pair[0] not in known or pair[1] not in known:
             line = lines[number - 2][:40]
@@ -124,10 +122,3 @@ def split_like_clip(tokenizer: Tokenizer) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-
-
-def _byte_symbols() -> list[str]:
-    """CLIP's printable stand-in for each byte: those that print as themselves first, the rest from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

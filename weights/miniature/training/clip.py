@@ -52,7 +52,6 @@ class ClipStage(Stage):
 
     name = "clip"
     parts = ("text_encoder", "image_encoder")
-    learning_rate = 1e-3
     batch = 128
 
     def __init__(self, runs: Path, weights: Path, count: int):

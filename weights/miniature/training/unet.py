@@ -36,7 +36,6 @@ class UNetStage(Stage):
     parts = ("unet",)
     learning_rate = 5e-4
     batch = 64
-    ema = 0.999
 
     def __init__(self, runs: Path, weights: Path, count: int):
         scale, self.latents = training_latents(runs, weights, count)

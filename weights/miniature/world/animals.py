@@ -1,7 +1,5 @@
 """The four animals, put together: a head from the table below on a body from `poses`, and a hat that fits."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

@@ -3,8 +3,6 @@
 Everything is painted `_FINE` times larger than asked and then averaged down, which softens every edge.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Where each posture puts every part of the body: tables in body units (see `shapes`), far side first."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from .shapes import Part, blob, limb

@@ -5,8 +5,6 @@ where the sun is, ...), so editing a scene is `dataclasses.replace(scene, postur
 that an ideal text-guided edit would give, with everything else kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -89,7 +87,7 @@ class Scene:
         _require("addition", self.addition, ADDITIONS)
 
     @classmethod
-    def random(cls, seed: int) -> Scene:
+    def random(cls, seed: int) -> "Scene":
         """The scene whose named attributes, too, are drawn from `seed`; half the scenes have no addition."""
         rng = np.random.default_rng([seed, _ATTRIBUTE_STREAM])
         animal = _choose(rng, ANIMALS)

@@ -5,8 +5,6 @@ Every shape comes three times: as it is; grown by `RIM`, which is painted first 
 its lit core, narrower and a little higher, which gives a body its roundness.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 
