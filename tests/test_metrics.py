@@ -64,7 +64,7 @@ def test_ssim_is_its_formula():
     var_a, var_b, both = mean(a * a) - mean(a) ** 2, mean(b * b) - mean(b) ** 2, mean(a * b) - mean(a) * mean(b)
     values = (2 * mean(a) * mean(b) + c1) * (2 * both + c2)
     values /= (mean(a) ** 2 + mean(b) ** 2 + c1) * (var_a + var_b + c2)
-    assert ssim(picture(1), picture(2)) == pytest.approx(values.mean().item(), abs=1e-6)
+    assert ssim(picture(1), picture(2)) == pytest.approx(values.mean().item(), abs=1e-5)  # float32
     assert ssim(picture(1), picture(1)) == pytest.approx(1)
 
 

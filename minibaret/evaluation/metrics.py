@@ -117,7 +117,7 @@ def ssim(a: Image.Image, b: Image.Image) -> float:
     """Wang et al. 2004, with a Gaussian window of 11 pixels, σ 1.5; the mean of the windows that lie in the picture:
     torchmetrics had it so until September 2024, and PIE-Bench's figures are of 2023."""
     compare = library("torchmetrics.functional.image").structural_similarity_index_measure
-    pair = ((to_pixels(each).double() + 1) / 2 for each in (a, b))
+    pair = ((to_pixels(each) + 1) / 2 for each in (a, b))
     _, windows = compare(*pair, data_range=1.0, return_full_image=True)
     return windows[..., 5:-5, 5:-5].mean().item()
 
