@@ -6,6 +6,7 @@ allocates there. `python bench.py memory` puts it beside what the operating syst
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import math
 import operator
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from .errors import InputError
 from .models.configs import ModelConfig, UNetConfig
+from .models.unet import UNet
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -119,7 +122,7 @@ def _vae(work: Work, savings: Savings, dtype: torch.dtype) -> float:
 
 def _unet(work: Work, savings: Savings, dtype: torch.dtype) -> float:
     """Bytes beside the weights that stay: the most that any layer needs while it runs."""
-    layers, number, latents = list(unet_layers(work.config.unet)), dtype.itemsize, math.prod(work.size)
+    layers, number, latents = unet_layers(work.config.unet), dtype.itemsize, math.prod(work.size)
     latents //= work.config.latent_factor**2
     factor, number = (COPY_TUNED, 4) if work.copies else (1.0, number)
     sizes = [latents / 4**layer.level * number for layer in layers]  # bytes of one channel
@@ -152,41 +155,31 @@ class UNetLayer(NamedTuple):
     skips: float  # channels kept for later layers, at the finest level's size
 
 
-def unet_layers(config: UNetConfig) -> Iterator[UNetLayer]:
-    """In the order that they run, as models/unet.py builds them; biases and norms are left out."""
-    skips = [(0, config.channels[0])]  # level and channels of each
+@functools.cache
+def unet_layers(config: UNetConfig) -> list[UNetLayer]:
+    """In the order that they run; biases and norms are left out."""
+    with torch.device("meta"):
+        unet = UNet(config)
+    found, skips = [], [config.channels[0]]
 
-    def layer(kind: str, level: int, width: int, out: int) -> UNetLayer:
-        if kind == "attention":
-            weights, largest = 20 * width**2 + 2 * width * config.context_width, 8 * width**2
-        else:
-            weights = largest = 9 * max(width, out) * out
-            if kind == "resnet":
-                weights = 9 * out * (width + out) + 4 * config.channels[0] * out + width * out * (width != out)
-        return UNetLayer(kind, level, width, weights, largest, sum(count / 4**finer for finer, count in skips))
+    def add(kind: str, level: int, layer: nn.Module, width: int) -> None:
+        counts = [weight.numel() for weight in layer.parameters() if weight.dim() > 1]
+        found.append(UNetLayer(kind, level, width, sum(counts), max(counts), sum(skips)))
 
-    def block(level: int, width: int, out: int, attention: bool) -> Iterator[UNetLayer]:
-        yield layer("resnet", level, width, out)
-        if attention:
-            yield layer("attention", level, out, out)
-
-    width, levels = config.channels[0], list(enumerate(zip(config.channels, config.attention)))
-    for level, (out, attention) in levels:
-        for _ in range(config.layers_per_block):
-            yield from block(level, width, out, attention)
-            width = out
-            skips.append((level, width))
-        if level < len(levels) - 1:
-            yield layer("sampler", level, width, width)
-            skips.append((level + 1, width))
-    yield from block(level, width, width, True)
-    yield from block(level, width, width, False)
-    for level, (out, attention) in reversed(levels):
-        for _ in range(config.layers_per_block + 1):
-            yield from block(level, width + skips.pop()[1], out, attention)
-            width = out
-        if level > 0:
-            yield layer("sampler", level, width, width)
+    for block in unet.blocks:
+        for resnet, attention in itertools.zip_longest(block.resnets, block.attentions):
+            if block.part == "up":
+                skips.pop()
+            add("resnet", block.level, resnet, resnet.conv1.in_channels)
+            if attention:
+                add("attention", block.level, attention, attention.proj_in.in_channels)
+            if block.part == "down":
+                skips.append(resnet.conv1.out_channels / 4**block.level)
+        for sampler in (*getattr(block, "downsamplers", ()), *getattr(block, "upsamplers", ())):
+            add("sampler", block.level, sampler, sampler.conv.in_channels)
+            if block.part == "down":
+                skips.append(sampler.conv.out_channels / 4 ** (block.level + 1))
+    return found
 
 
 def plan(limit: int, work: Work, asked: Savings, dtype_is_free: bool) -> Savings:
