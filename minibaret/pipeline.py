@@ -105,7 +105,8 @@ class StableDiffusion:
         return to_image(pixels)
 
     def eps(self, latents: Tensor, timestep: int, context: Tensor, control: RowControl | None = None) -> Tensor:
-        """The noise that the UNet predicts in latents (B, 4, h, w), float32, given contexts (B, 77, width)."""
+        """The noise that the UNet predicts in latents (B, 4, h, w), float32, given contexts (B, 77, width), at
+        a timestep from 0 to 999. control: whose queries, keys, values and features the rows use where not their own."""
         unet = self.unet
         unet.set_checkpointing(self.savings.checkpointing or self.savings.streamed)
         timesteps = torch.full((), timestep, device=latents.device)  # made there: a copy to a GPU would make it wait

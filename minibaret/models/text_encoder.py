@@ -1,4 +1,5 @@
-"""CLIP's text encoder: token ids to one embedding per token, the UNet's context. Modules carry transformers' names.
+"""CLIP's text encoder: token ids to one embedding per token, the UNet's context. Modules carry transformers' names;
+the original is the text half of openai/CLIP (clip/model.py).
 
 The context is the output of the last layer through final_layer_norm for all 77 tokens: no projection, no skipped layer.
 """

@@ -1,7 +1,8 @@
 """The UNet of Stable Diffusion 1.5: predicts the noise in latents, given a time step and a text embedding.
 
-Modules carry diffusers' names. Every spatial transformer has a self-attention layer (attn1) and a cross-attention layer
-(attn2). A `RowControl` (control.py) says, for each of them, whose queries, keys and values the rows of the batch use.
+Modules carry diffusers' names; the original is LDM's UNetModel (openaimodel.py, attention.py). Every spatial transformer
+has a self-attention layer (attn1) and a cross-attention layer (attn2). A `RowControl` (control.py) says, for each of
+them, whose queries, keys and values the rows of the batch use.
 """
 
 import math
@@ -165,6 +166,7 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width_out, width_out)
 
     def forward(self, timesteps: Tensor) -> Tensor:
+        """timesteps (B,) → (B, width_out)."""
         half = self.width // 2
         exponents = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
         angles = timesteps.float()[:, None] * torch.exp(-math.log(10000) * exponents)
@@ -183,6 +185,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor, control: RowControl | None, *layers: Layer) -> Tensor:
+        """x (B, C, h, w), context (B, M, context width) → (B, C, h, w). layers: names of its two attention layers."""
         batch, channels, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, -1, channels)  # [B, HW, C], no copy when channels_last
         tokens = F.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)  # the 1×1 convolution, on tokens
@@ -192,6 +195,8 @@ class SpatialTransformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and a feed-forward layer, each on normed tokens and added to them."""
+
     def __init__(self, width: int, config: UNetConfig):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
@@ -204,6 +209,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor, control: RowControl | None, self_layer: Layer, cross_layer: Layer
     ) -> Tensor:
+        """x (B, N, width), context (B, M, context width) → (B, N, width)."""
         h = self.norm1(x)
         x = x + self.attn1(h, h, control, self_layer)
         x = x + self.attn2(self.norm2(x), context, control, cross_layer)
@@ -226,7 +232,9 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor, control: RowControl | None = None, layer: Layer | None = None):
+    def forward(
+        self, x: Tensor, context: Tensor, control: RowControl | None = None, layer: Layer | None = None
+    ) -> Tensor:
         """x (B, N, width), context (B, M, context width) → (B, N, width)."""
         rows = control and control.attention.get(layer)
         in_q, in_k, in_v = (x, context, context) if rows is None else map(take_rows, (x, context, context), rows[:3])
@@ -256,6 +264,7 @@ class FeedForward(nn.Module):
         self.net[0].proj = nn.Linear(width, 8 * width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) → the same shape."""
         tokens = x.flatten(0, -2)
         pieces = tokens.split(PIECE) if x.device.type == "cpu" else [tokens]
         return torch.cat([self._transform(piece) for piece in pieces]).view(x.shape)

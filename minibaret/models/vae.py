@@ -1,6 +1,7 @@
 """The autoencoder of Stable Diffusion 1.5: pictures (B, 3, H, W) in [-1, 1] to latents (B, 4, H/8, W/8) and back.
 
-Modules carry diffusers' names; GroupNorm's eps is 1e-6 throughout.
+Modules carry diffusers' names; the original is LDM's Encoder and Decoder (diffusionmodules/model.py). GroupNorm's eps
+is 1e-6 throughout.
 """
 
 from itertools import pairwise
@@ -24,16 +25,17 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (clamped to [-30, 20]) of the latents' distribution, before scaling."""
+        """(B, 3, H, W) in [-1, 1] → mean and log-variance (clamped to [-30, 20]) of the latents' distribution, before
+        scaling, (B, 4, H/8, W/8) each."""
         mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """The scaled mean: the latents the diffusion works on."""
+        """(B, 3, H, W) in [-1, 1] → (B, 4, H/8, W/8), the scaled mean: the latents the diffusion works on."""
         return self.moments(pixels)[0] * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents to pixels, about [-1, 1], not clamped."""
+        """Scaled latents (B, 4, H/8, W/8) → pixels (B, 3, H, W), about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
 
 
