@@ -1,8 +1,8 @@
 """The UNet of Stable Diffusion 1.5: predicts the noise in latents, given a time step and a text embedding.
 
 Modules carry diffusers' names; the original is LDM's UNetModel (openaimodel.py, attention.py). Every spatial
-transformer has a self-attention layer (attn1) and a cross-attention layer (attn2). A `RowControl` (control.py) says, for
-each of them, whose queries, keys and values the rows of the batch use.
+transformer has a self-attention layer (attn1) and a cross-attention layer (attn2). A `RowControl` (control.py) says,
+for each of them, whose queries, keys and values the rows of the batch use.
 """
 
 import math
