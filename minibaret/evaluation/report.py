@@ -56,6 +56,7 @@ def read(path: Path) -> list[Scored]:
     if not lines:
         raise InputError(f"{path} holds no scores")
     found = grouped(line.values() for line in lines)
+    found.sort(key=lambda one: [*METHODS].index(one.row.method))  # not as jobs happened to end
     weights = {line["of"]["weights"] for line in lines}
     if len(weights) != 1:
         raise InputError(f"{path} must hold scores of one model's weights, it holds those of {len(weights)}")
