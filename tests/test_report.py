@@ -126,7 +126,7 @@ def test_results_of_two_models_or_of_something_else_are_refused(tmp_path):
 
     write(of, {**of, "case": "posture/2"}, {**of, "method": "baret", "knobs": BARET.knobs})
     found = report.read(path)
-    assert [one.row for one in found] == [SDEDIT, BARET] and [*found[0].scores] == ["posture/1", "posture/2"]
+    assert [one.row for one in found] == [BARET, SDEDIT] and [*found[1].scores] == ["posture/1", "posture/2"]
     write(of, {**of, "weights": "others"})
     with pytest.raises(InputError, match="must hold scores of one model's weights, it holds those of 2"):
         report.read(path)

@@ -100,8 +100,8 @@ def _show(options: argparse.Namespace) -> None:
     networks = Networks(options.networks, tower=own_tower(options.weights))
     lines = report.table(scored, options.against, partial(report.fid, networks, pictures))
     text = report.as_text(lines, options.against)
-    values = json.dumps(report.as_json(lines, options.against), ensure_ascii=False, indent=1)
-    for ending, content in ((".md", text), (".json", values + "\n")):
+    values = report.as_file(report.as_json(lines, options.against))
+    for ending, content in ((".md", text), (".json", values)):
         write_whole(outputs[ending], content.encode(), options.force)
         options.written.append(outputs[ending])
     print(text)

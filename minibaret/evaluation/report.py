@@ -1,5 +1,6 @@
 """What kept scores say: a table, and the best, median and worst edit of each row."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -175,11 +176,11 @@ def _cell(figures: dict[str, Figure], name: str, cases: int) -> str:
 
 
 def as_json(lines: Sequence[Line], against: str = "") -> dict:
-    """What JSON has no number for, such as NaN, is None."""
+    """Numbers have five digits; what JSON has no number for, such as NaN, is None."""
 
     def plain(figures: dict[str, Figure]) -> dict:
         return {
-            name: {part: value if math.isfinite(value) else None for part, value in figure._asdict().items()}
+            name: {part: float(f"{x:.5g}") if math.isfinite(x) else None for part, x in figure._asdict().items()}
             for name, figure in figures.items()
         }
 
@@ -190,6 +191,12 @@ def as_json(lines: Sequence[Line], against: str = "") -> dict:
     for row in rows:
         del row["row"]
     return {"against": against or None, "rows": rows}
+
+
+def as_file(values: dict) -> str:
+    """JSON of `as_json`'s values, a row a line."""
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in values["rows"])
+    return f'{{"against": {json.dumps(values["against"])}, "rows": [\n{rows}\n]}}\n'
 
 
 def sheet(scored: Sequence[Scored], folder: Path) -> Image.Image:
