@@ -22,6 +22,7 @@ AXES = (  # what is drawn against what: of each axis the first metric that the c
 )
 LEAST = 3  # points of a curve
 FEW = 4  # curves whose intervals can be told apart
+SHORT = 32  # letters of a name, of which four fit beside each other
 APART = (16, 8)  # pixels between two points that both have their knob's value beside them
 
 Curve = list[tuple[str, Line]]  # of a knob's value, in order
@@ -72,7 +73,9 @@ def charts(found: dict[str, Curve]) -> "Figure":
         axes.set_title(f"{kind}, {of} cases", fontsize="small")
     for axes in made.axes[len(drawn) :]:
         axes.remove()
-    made.legend([*names.values()], [*names], loc="outside lower center", ncols=2, fontsize="x-small")
+    columns = 2 if any(len(name) > SHORT for name in names) else 4
+    made.set_figheight(made.get_figheight() + 0.2 * -(-len(names) // columns))  # inches, a line of the legend
+    made.legend([*names.values()], [*names], loc="outside lower center", ncols=columns, fontsize="x-small")
     _annotate(made, texts)
     return made
 
