@@ -178,11 +178,11 @@ def _cell(figures: dict[str, Figure], name: str, cases: int) -> str:
 def as_json(lines: Sequence[Line], against: str = "") -> dict:
     """Numbers have five digits; what JSON has no number for, such as NaN, is None."""
 
+    def short(x: float) -> float | int | None:
+        return x if isinstance(x, int) else float(f"{x:.5g}") if math.isfinite(x) else None
+
     def plain(figures: dict[str, Figure]) -> dict:
-        return {
-            name: {part: float(f"{x:.5g}") if math.isfinite(x) else None for part, x in figure._asdict().items()}
-            for name, figure in figures.items()
-        }
+        return {name: {part: short(x) for part, x in figure._asdict().items()} for name, figure in figures.items()}
 
     rows = [
         {**line._asdict(), **line.row._asdict(), "figures": plain(line.figures), "over": plain(line.over)}
