@@ -262,7 +262,10 @@ def test_warming_up_runs_every_layer_with_a_shared_map_and_counts_for_nothing(sm
     monkeypatch.setattr(
         module, "attention", lambda q, k, v, takes, *rest: shared.append(takes) or attention(q, k, v, takes, *rest)
     )
-    warm_up(small.sd, torch.randn(1, 4, 4, 4))
+    assert not warm_up(small.sd, (1, 4, 4, 4)) and not shared  # neither a GPU nor compiled
+    small.model.unet.forward = small.model.unet.forward  # as `load` compiles it
+    assert warm_up(small.sd, (1, 4, 4, 4))
+    del small.model.unet.forward
     layers = small.sd.unet.layers(4, 4)
     assert len(shared) == sum(layer.kind != "features" for layer in layers)
     assert all(len({take[:2] for (take,) in takes}) == 1 for takes in shared)
