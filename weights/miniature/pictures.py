@@ -6,9 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from minibaret.charts import picture
+from minibaret.compare import compare
 from minibaret.errors import InputError
 from minibaret.loading import load
-from minibaret.progress import Count, nobody
+from minibaret.methods import METHODS
+from minibaret.progress import Count, nobody, run_to_end
 from minibaret.sheet import columns_sheet, edit_sheet
 from minibaret.weights import MINIATURE_FOLDER
 
@@ -16,6 +18,7 @@ from . import plots
 from .cases import SEEDS, drawn_case
 from .networks import GUIDANCE, generate
 from .world.scene import Scene
+from .world.tasks import KINDS
 
 SAMPLES, ACROSS, EDITS = 24, 4, 12
 EXAMPLE, EXAMPLE_TEXT = "dog.png", "a brown dog lying down on grass"  # of the README
@@ -43,6 +46,19 @@ def edits(weights: Path, watch: Count = nobody) -> Image.Image:
     return columns_sheet([[*row.values()] for row in rows], [*rows[0]])
 
 
+def methods(weights: Path, watch: Count = nobody) -> Image.Image:
+    """One picture, the first held-out one, and an edit of it of each kind, by every method that tunes no network, with
+    its defaults in 20 steps."""
+    editor, names = load(weights, "cpu"), [name for name, method in METHODS.items() if not method.copies]
+    rows = []
+    for kind in KINDS:
+        case = drawn_case(kind, SEEDS["held-out"][0], editor.config.image_size)
+        work = compare(editor, case.image, case.prompt, case.source_prompt, names, steps=20)
+        rows.append([case.image, case.answer, *(found.image for found in run_to_end(work).results.values())])
+        watch("methods", len(rows), len(KINDS))
+    return columns_sheet(rows, ["input", "right answer", *names])
+
+
 def sheet(weights: Path, watch: Count = nobody) -> Image.Image:
     """The README's example."""
     result = load(weights, "cpu").edit(MINIATURE_FOLDER / "examples" / EXAMPLE, EXAMPLE_TEXT, pictures="all")
@@ -60,6 +76,7 @@ def curves(weights: Path, watch: Count = nobody, runs: Path | None = None) -> Im
 PICTURES = {
     "samples": samples,
     "edits": edits,
+    "methods": methods,
     "sheet": sheet,
     "curves": curves,
 }
