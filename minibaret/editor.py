@@ -172,7 +172,8 @@ class Editor:
         chosen = self.settings(method, preset, **knobs)
         self.check_prompts(method, prompt, prompt if source_prompt is None else source_prompt)
         sd, _ = self._plan(method, chosen, size, None, (prompt, source_prompt or ""))
-        warm_up(sd, (1, 4, *(side // self.config.latent_factor for side in reversed(size))))
+        sd.embed(prompt), sd.embed(source_prompt or ""), sd.embed("")  # before other networks are read
+        warm_up(sd, (1, self.config.unet.latent_channels, *(s // self.config.latent_factor for s in reversed(size))))
         found = run_to_end(prompt_to_prompt.generate(sd, source_prompt, prompt, chosen, size, seed), watch)
         return {name: sd.decode(latents) for name, latents in found.items()}
 
@@ -357,7 +358,8 @@ def warm_up(sd: StableDiffusion, shape: Sequence[int]) -> bool:
     """On a GPU, or with a UNet that `load` compiles: chooses and compiles what latents of the shape (1, 4, h, w) will
     run, which takes seconds or minutes the first time. It counts for nothing. Where torch.compile cannot do it, a
     warning says so, and the UNet runs as it is. Returns whether there was anything to do."""
-    if sd.device.type != "cuda" and "forward" not in vars(sd.unet):
+    unet = getattr(sd.model, "unet", None)  # a network on demand is never compiled, and not read for this
+    if sd.device.type != "cuda" and (unet is None or "forward" not in vars(unet)):
         return False
     rows, take = (Row("edit", True), Row("source", True)), {"edit": Take(q="source", k="source")}
     latents = torch.zeros(2, *shape[1:], device=sd.device)
