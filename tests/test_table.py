@@ -22,6 +22,9 @@ def test_every_trial_can_be_made(editor):
         for name, trial in trials.items():
             assert trial.over in ("", *trials) and trial.over != name
             editor.settings(trial.method, "paper", **trial.changes)
+    assert table.CASES.keys() == TRIALS.keys()
+    edits = table.edits_of(editor, Trial("sdedit"), table.CASES["calibration"], [7, 8])
+    assert [edit.source.name for edit in edits] == [f"{kind}/{seed}" for kind in KINDS for seed in (7, 8)]
 
 
 FOUR = {  # by trial: success and background of four seeds

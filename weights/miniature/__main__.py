@@ -49,7 +49,7 @@ def main() -> None:
 
     command = commands.add_parser("measure", help="the table: networks, calibration, quality")
     command.add_argument("--scenes", type=_count, default=200, help="for the networks by themselves (default 200)")
-    command.add_argument("--edits", type=_none_or_more, default=200, help="by each method (default 200)")
+    command.add_argument("--edits", type=_none_or_more, default=200, help="of a kind by each method (default 200)")
     command.add_argument("--json", action="store_true", help="print the table as one JSON line last")
     command.add_argument("--seeds", choices=SEEDS, default="held-out", help="scenes (default %(default)s)")
     command.add_argument("--workers", type=_count, default=2, help="processes, one thread each (default 2)")

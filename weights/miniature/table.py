@@ -49,6 +49,7 @@ TRIALS = {
         "BARET by signs": Trial("baret", _SIGNS, "BARET"),
     },
 }
+CASES = {"calibration": KINDS, "quality": ("posture",)}  # PIE-Bench's figures are of every kind of edit
 METRICS = {"success": "success, %", "background_psnr": "background, dB", "answer_psnr": "right answer, dB"}
 GENERATED = {"animal": 95, "colour": 95, "ground": 95, "posture": 92, "addition": 90}  # % wanted, at guidance 7.5
 
@@ -69,9 +70,9 @@ class Row(NamedTuple):
 
 
 def edit_rows(editor: Editor, scorer: Scorer, seeds: Sequence[int]) -> list[Row]:
-    """Of every trial, on posture edits of the seeds."""
+    """Of every trial, on its part's kinds of edit of the seeds."""
     edits = {
-        (part, name): edits_of(editor, trial, seeds)
+        (part, name): edits_of(editor, trial, CASES[part], seeds)
         for part, trials in TRIALS.items()
         for name, trial in trials.items()
     }
@@ -80,10 +81,10 @@ def edit_rows(editor: Editor, scorer: Scorer, seeds: Sequence[int]) -> list[Row]
     return [row for key, found in scores.items() if found for row in trial_rows(*key, scores)]
 
 
-def edits_of(editor: Editor, trial: Trial, seeds: Sequence[int]) -> list[Edit]:
+def edits_of(editor: Editor, trial: Trial, kinds: Sequence[str], seeds: Sequence[int]) -> list[Edit]:
     knobs = vars(editor.settings(trial.method, PAPER, **trial.changes))
     side = editor.config.image_size
-    return [Edit(drawn_source("posture", seed, side), trial.method, knobs) for seed in seeds]
+    return [Edit(drawn_source(kind, seed, side), trial.method, knobs) for kind in kinds for seed in seeds]
 
 
 def trial_rows(part: str, name: str, scores: Mapping[tuple[str, str], Sequence[Scores]]) -> list[Row]:
