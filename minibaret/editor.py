@@ -14,11 +14,12 @@ from .control import Row, RowControl, Take
 from .errors import InputError
 from .files import as_path, check_place
 from .images import FITS, Picture, fit_image, read_image
-from .inversion import Inversion, Mismatch, Origin, check_name, keep, load_inversion, unfinished_path
+from .inversion import Inversion, Mismatch, check_name, keep, load_inversion, unfinished_path
 from .maps import MapCollector, MapRequest, check_request, find_words
 from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, hold, peak_memory, plan, resident
 from .methods import Job, Knobs, Method, find, prompt_to_prompt
 from .models.configs import ModelConfig
+from .origin import Origin
 from .pipeline import Counts, StableDiffusion
 from .progress import Clock, outside_inference_mode, run_to_end
 from .result import Result

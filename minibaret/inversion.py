@@ -7,10 +7,9 @@ from, beside picture and model. The file is safetensors: tensor "trajectory.0.12
 tensors.
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import absent, as_path, brief, write_whole
-from .pipeline import StableDiffusion
+from .origin import Origin, digest, picture_digest
 from .sampler import Step
 from .weights.files import open_file, shown
 
@@ -34,55 +33,6 @@ SHARE = 0.02  # of the time of an inversion may go into checkpoints
 
 class Mismatch(InputError):
     """An inversion belongs to another picture, prompt, model or knob."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What an inversion is of. Rounding apart: device, threads and versions of libraries are not here, so another
-    machine may continue one, with other last bits."""
-
-    picture: str  # digest of the fitted picture
-    size: tuple[int, int]  # (width, height), pixels
-    fit: str
-    weights: dict[str, str]  # SHA-256 by network
-    dtype: str  # of the UNet
-
-    @classmethod
-    def of(cls, sd: StableDiffusion, picture: Image.Image, fit: str) -> "Origin":
-        """picture: RGB, fitted already."""
-        return cls(picture_digest(picture), picture.size, fit, weight_digests(sd), unet_dtype(sd))
-
-    def differences(self, wanted: "Origin") -> list[str]:
-        """What differs in `wanted`, in words."""
-        found = []
-        if self.size != wanted.size:
-            found.append(f"a picture of {_times(self.size)} pixels, not {_times(wanted.size)}")
-        elif self.picture != wanted.picture:
-            found.append(f"fit {self.fit}, not {wanted.fit}" if self.fit != wanted.fit else "another picture")
-        parts = [part for part, digest in wanted.weights.items() if self.weights.get(part) != digest]
-        if self.dtype != wanted.dtype:
-            found.append(f"dtype {self.dtype}, not {wanted.dtype}")
-        elif parts:
-            found.append(f"other weights ({', '.join(parts)})")
-        return found
-
-
-def unet_dtype(sd: StableDiffusion) -> str:
-    return str(sd.savings.unet_dtype or sd.model.dtype).removeprefix("torch.")
-
-
-def weight_digests(sd: StableDiffusion) -> dict[str, str]:
-    """SHA-256 by network; found once for a model and dtype."""
-    known, dtype = sd.model.digests, unet_dtype(sd)
-    if dtype not in known:
-        order = ("text_encoder", "vae", "unet")  # the one needed next is read last
-        known[dtype] = {part: digest_of(getattr(sd.config, part), sd.weights(part)) for part in order}
-    return known[dtype]
-
-
-def picture_digest(picture: Image.Image) -> str:
-    """SHA-256 of a picture's pixels and size."""
-    return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
 
 
 @dataclass
@@ -198,7 +148,7 @@ class Inversion:
         lists = json.dumps([{"name": entry.name, "recipe": entry.recipe} for entry in self.entries])
         origin = json.dumps(vars(self.origin))
         metadata = {"format": FORMAT, "version": VERSION, "origin": origin, "lists": lists}
-        metadata["sha256"] = _digest(origin + lists, sorted(tensors.items()))
+        metadata["sha256"] = digest(origin + lists, sorted(tensors.items()))
         try:
             write_whole(Path(path), to_bytes(tensors, metadata), overwrite)
         except OSError as error:
@@ -220,7 +170,7 @@ def load_inversion(path: str | Path) -> Inversion:
         raise InputError(f"{path} has version {found} of the format; this minibaret reads {VERSION}")
     try:
         tensors = parse_tensors(path.read_bytes())
-        whole = metadata["sha256"] == _digest(metadata["origin"] + metadata["lists"], sorted(tensors.items()))
+        whole = metadata["sha256"] == digest(metadata["origin"] + metadata["lists"], sorted(tensors.items()))
     except (KeyError, TypeError, SafetensorError):
         whole = False
     if not whole:
@@ -326,26 +276,3 @@ def _said(key: str, was, wanted) -> str:
         return "another tokenizer" if made == asked else f"{said}, not {repr(asked) if asked else 'the empty one'}"
     words = [":".join(f"{part:g}" for part in v) if isinstance(v, list) else shown(str(v)) for v in (was, wanted)]
     return f"{shown(key).replace('_', ' ')} {words[0]}, not {words[1]}"
-
-
-def digest_of(config: object, weights: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over a network's config and the name, dtype, shape and every byte of each of its weights, as they are in
-    memory: the same weights in another dtype, or a single value that changed, give another. It does not see the code
-    that runs them. Takes seconds for the gigabytes of Stable Diffusion 1.5."""
-    return _digest(repr(config), weights)
-
-
-def tensor_digest(tensor: Tensor) -> bytes:
-    """SHA-256 of a tensor's bytes, in the order of its elements, whatever its memory format and device."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()
-
-
-def _digest(text: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + tensor_digest(tensor))
-    return digest.hexdigest()
-
-
-def _times(size: tuple[int, int]) -> str:
-    return f"{size[0]}×{size[1]}"

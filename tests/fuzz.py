@@ -1,7 +1,6 @@
 """Mutated files, as many as asked for, from a seed: `python fuzz.py COUNT SEED`. Prints one line of JSON: what ended in
 anything but a sentence, the longest time that one file took, and how far the peak of the memory rose."""
 
-import hashlib
 import io
 import json
 import random
@@ -19,7 +18,8 @@ from safetensors.torch import save
 
 from minibaret.errors import InputError
 from minibaret.images import read_image
-from minibaret.inversion import FORMAT, VERSION, load_inversion, tensor_digest
+from minibaret.inversion import FORMAT, VERSION, load_inversion
+from minibaret.origin import digest
 from minibaret.weights.detect import find_checkpoint
 from minibaret.weights.files import open_tensors
 from minibaret.weights.vocabulary import find_tokenizer, read_tokenizer_at
@@ -161,15 +161,12 @@ def inversion(rng: random.Random, folder: Path) -> Callable:
     parts = [json.dumps(origin), json.dumps(lists)]
     if which < 2:
         parts[which] = text([origin, lists][which], rng).decode(errors="replace")
-    digest = hashlib.sha256("".join(parts).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + tensor_digest(tensor))
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "origin": parts[0],
         "lists": parts[1],
-        "sha256": digest.hexdigest(),
+        "sha256": digest("".join(parts), sorted(tensors.items())),
     }
     data = save(tensors, metadata)
     path = folder / "inversion.safetensors"

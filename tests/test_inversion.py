@@ -13,8 +13,8 @@ from runs import OTHER, PROMPT, QUICK, assert_same_edit, assert_same_inversion
 from safetensors.torch import save_file
 
 import minibaret
-from minibaret import inversion as module
-from minibaret.inversion import Inversion, Origin, digest_of, load_inversion
+from minibaret.inversion import Inversion, load_inversion
+from minibaret.origin import Origin, digest, digest_of
 from minibaret.tuning import Tuned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -198,15 +198,15 @@ def network_digest(network: torch.nn.Module) -> str:
 
 def test_the_digest_is_of_the_weights_not_their_place_in_memory(small):
     unet = small.model.unet
-    digest = network_digest(unet)
-    assert network_digest(copy.deepcopy(unet).to(memory_format=torch.channels_last)) == digest
+    known = network_digest(unet)
+    assert network_digest(copy.deepcopy(unet).to(memory_format=torch.channels_last)) == known
     swapped = copy.deepcopy(unet)
     weight = swapped.conv_in.weight
     weight[[0, 1]] = weight[[1, 0]].clone()
-    assert network_digest(swapped) != digest
+    assert network_digest(swapped) != known
     reheaded = copy.deepcopy(unet)
     reheaded.config = dataclasses.replace(unet.config, heads=4)
-    assert network_digest(reheaded) != digest
+    assert network_digest(reheaded) != known
 
 
 def test_damaged_files_are_refused_and_left_alone(tmp_path, small, picture):
@@ -260,7 +260,7 @@ def test_whole_files_with_something_else_in_them(tmp_path, origin, lists, names)
     """Signed as `save` signs, as another version might."""
     tensors = {name: torch.zeros(1, 4, 2, 2) for name in names}
     facts = {"format": "minibaret inversion", "version": "2", "origin": json.dumps(origin), "lists": json.dumps(lists)}
-    facts["sha256"] = module._digest(facts["origin"] + facts["lists"], sorted(tensors.items()))
+    facts["sha256"] = digest(facts["origin"] + facts["lists"], sorted(tensors.items()))
     save_file(tensors, tmp_path / "a.safetensors", facts)
     with pytest.raises(minibaret.InputError, match="was written by another version of minibaret"):
         load_inversion(tmp_path / "a.safetensors")

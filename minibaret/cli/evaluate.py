@@ -16,8 +16,8 @@ from ..evaluation.networks import Networks
 from ..evaluation.rows import Row, best, sweep
 from ..evaluation.scoring import Edit, Kept, Laboratory, Scorer, own_tower
 from ..files import check_place, write_whole
-from ..inversion import weight_digests
 from ..methods import METHODS
+from ..origin import weight_digests
 from ..progress import ProgressBars
 from ..weights.miniature.cases import SEEDS, drawn_sources
 from .common import loading, warn_of_steps, write_picture
