@@ -2,25 +2,23 @@
 
 import dataclasses
 import operator
-import warnings
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .control import Row, RowControl, Take
 from .errors import InputError
 from .files import as_path, check_place
 from .images import FITS, Picture, fit_image, read_image
-from .inversion import Inversion, Mismatch, check_name, keep, load_inversion, unfinished_path
-from .maps import MapCollector, MapRequest, check_request, find_words
+from .inversion import Inversion, Mismatch, check_name, discard, keep, resume
+from .maps import MapCollector, MapRequest, check_request, find_words, word_tokens
 from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, hold, peak_memory, plan, resident
 from .methods import Job, Knobs, Method, find, prompt_to_prompt
 from .models.configs import ModelConfig
 from .origin import Origin
-from .pipeline import Counts, StableDiffusion
+from .pipeline import StableDiffusion
 from .progress import Clock, outside_inference_mode, run_to_end
 from .result import Result
 from .sampler import Step
@@ -109,18 +107,15 @@ class Editor:
         fit; later, where a loss or a number of the picture is not finite.
         """
         method, knobs = _with_knobs(method, knobs)
-        size, fit = self._frame(size, fit, inversion)
-        chosen = self._chosen(method, preset, inversion, knobs)
         pictures = _branches(pictures)
         if maps is not None and not isinstance(maps, MapRequest):
             raise InputError(f"maps must be a MapRequest, got {type(maps).__name__}")
-        self.check_prompts(method, prompt, source_prompt)
-        sd, expected = self._plan(method, chosen, size, inversion, (prompt, source_prompt or ""))
-        picture = fit_image(read_image(image), size, fit)
+        prompts = prompt, source_prompt
+        knobs, sd, expected, picture, fit = self._prepared(image, prompts, method, size, fit, inversion, preset, knobs)
         forget_peak(self.device)
         kept, clock = Inversion(), Clock(self.device)
-        sd.embed(prompt), sd.embed(source_prompt or ""), sd.embed("")  # before other networks are read
-        collector = self._collector(maps, prompt, picture.size, chosen) if maps else None
+        sd.embed_all(*prompts)
+        collector = self._collector(maps, prompts, picture.size, knobs) if maps else None
         if inversion:
             if inversion.origin:
                 inversion.belongs_to(Origin.of(sd, picture, fit))
@@ -130,11 +125,11 @@ class Editor:
         latents = self._start(sd, picture, kept)
         if kept.start is None:
             clock.lap("encode")
-        if warm_up(sd, latents.shape):
+        if sd.warm_up(latents.shape):
             clock.lap("warm-up")
         recorders = (collector,) if collector else ()
         job = Job(latents, prompt, source_prompt, kept, BRANCHES if collector else pictures, recorders)
-        work = method.edit(sd, job, chosen)
+        work = method.edit(sd, job, knobs)
         if not isinstance(work, Generator):
             raise InputError(f"{method.name} must yield its steps and return latents, but it is no generator")
         found = _latents_of(method, (yield from clock.timed(work)), latents)
@@ -145,7 +140,7 @@ class Editor:
             images=images,
             latents=found,
             method=method,
-            knobs=chosen,
+            knobs=knobs,
             kept=kept,
             counts=sd.counts,
             seconds=clock.seconds,
@@ -170,12 +165,13 @@ class Editor:
         noise, whose attention the first takes (prompt-to-prompt, whose knobs these are). Raises InputError as `steps`.
         """
         method, size = find("prompt-to-prompt"), self.check_size(size)
-        chosen = self.settings(method, preset, **knobs)
+        knobs = self.settings(method, preset, **knobs)
         self.check_prompts(method, prompt, prompt if source_prompt is None else source_prompt)
-        sd, _ = self._plan(method, chosen, size, None, (prompt, source_prompt or ""))
-        sd.embed(prompt), sd.embed(source_prompt or ""), sd.embed("")  # before other networks are read
-        warm_up(sd, (1, self.config.unet.latent_channels, *(s // self.config.latent_factor for s in reversed(size))))
-        found = run_to_end(prompt_to_prompt.generate(sd, source_prompt, prompt, chosen, size, seed), watch)
+        sd, _ = self._plan(method, knobs, size, None, (prompt, source_prompt or ""))
+        sd.embed_all(prompt, source_prompt)
+        shape = self._latent_shape(size)
+        sd.warm_up(shape)
+        found = run_to_end(prompt_to_prompt.generate(sd, source_prompt, prompt, knobs, shape, seed), watch)
         return {name: sd.decode(latents) for name, latents in found.items()}
 
     def invert(self, *arguments, watch: Callable[[Step], object] | None = None, **options) -> Inversion:
@@ -218,45 +214,47 @@ class Editor:
             file = as_path(file, "file")
             check_name(file)
             check_place(file, overwrite)
-        size, fit = self._frame(size, fit, inversion)
-        chosen = self._chosen(method, preset, inversion, knobs)
-        self.check_prompts(method, prompt, source_prompt)
-        sd, _ = self._plan(method, chosen, size, inversion, (prompt, source_prompt or ""))
-        picture = fit_image(read_image(image), size, fit)
+        prompts = prompt, source_prompt
+        knobs, sd, _, picture, fit = self._prepared(image, prompts, method, size, fit, inversion, preset, knobs)
         origin = Origin.of(sd, picture, fit)
-        try:
-            kept = self._unfinished(file, origin, restart) if file else None
+
+        def work() -> Generator[Step, None, Inversion]:
+            kept = resume(file, origin, restart) if file else None
             if kept is None and inversion:
                 kept = inversion.belongs_to(origin) if inversion.origin else inversion
             kept = kept.to(self.device) if kept else Inversion()
             kept.origin, kept.anew = origin, inversion is not None
-            job = Job(self._start(sd, picture, kept), prompt, source_prompt, kept)
-            warm_up(sd, job.latents.shape)
-            work = method.invert(sd, job, chosen)
-            yield from keep(work, file, kept, overwrite) if file else work
-        except Mismatch as error:
-            if not (file and unfinished_path(file).exists()):
-                raise
-            if not restart:
-                raise InputError(f"{error}; pass --force to start over") from None
-            unfinished_path(file).unlink()
-            options = {"source_prompt": source_prompt, "size": size, "fit": fit, "inversion": inversion}
-            options |= {"preset": preset, "file": file, "overwrite": overwrite}
-            return (yield from self.inversion_steps(picture, prompt, method, **options, **knobs))
-        return kept
+            job = Job(self._start(sd, picture, kept), *prompts, kept)
+            sd.warm_up(job.latents.shape)
+            found = method.invert(sd, job, knobs)
+            yield from keep(found, file, kept, overwrite) if file else found
+            return kept
 
-    def _unfinished(self, file: Path, origin: Origin, restart: bool) -> Inversion | None:
-        """What an interrupted inversion that was to become the file has found; None if there is none."""
-        if not unfinished_path(file).exists():
-            return None
         try:
-            return load_inversion(unfinished_path(file)).belongs_to(origin)
-        except Mismatch:
-            raise
-        except InputError as error:
-            if restart:
-                return None
-            raise InputError(f"{error}; pass --force to start over") from None
+            return (yield from work())
+        except Mismatch as error:
+            if not (file and discard(file, restart, error)):
+                raise
+        return (yield from work())
+
+    def _prepared(
+        self,
+        image: Picture,
+        prompts: tuple[str, str | None],
+        method: Method,
+        size: tuple[int, int] | None,
+        fit: str | None,
+        inversion: Inversion | None,
+        preset: str | None,
+        changes: dict,
+    ) -> tuple[Knobs, StableDiffusion, int, Image.Image, str]:
+        """Of what `steps` was asked for, checked: the knobs, the networks with the savings that the work needs, the
+        estimate of its memory, the fitted picture, and how it was fitted."""
+        size, fit = self._frame(size, fit, inversion)
+        knobs = self._chosen(method, preset, inversion, changes)
+        self.check_prompts(method, *prompts)
+        sd, expected = self._plan(method, knobs, size, inversion, (prompts[0], prompts[1] or ""))
+        return knobs, sd, expected, fit_image(read_image(image), size, fit), fit
 
     def _chosen(self, method: Method, preset: str | None, inversion: Inversion | None, knobs: dict) -> Knobs:
         names = {entry.name for entry in dataclasses.fields(method.knobs)}
@@ -329,16 +327,22 @@ class Editor:
         """The picture's latents, or those that a kept trajectory begins with."""
         if kept.start is None:
             return sd.encode(picture)
-        height, width = (side // self.config.latent_factor for side in reversed(picture.size))
-        if kept.start.shape != (1, self.config.unet.latent_channels, height, width):
+        if kept.start.shape != self._latent_shape(picture.size):
             raise InputError(f"{kept.name} is damaged: its trajectory has other shapes than this picture and model")
         return kept.start
 
-    def _collector(self, request: MapRequest, prompt: str, size: tuple[int, int], knobs: Knobs) -> MapCollector:
+    def _latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Of a picture of (width, height) pixels: (1, 4, h, w)."""
+        width, height = (side // self.config.latent_factor for side in size)
+        return 1, self.config.unet.latent_channels, height, width
+
+    def _collector(
+        self, request: MapRequest, prompts: tuple[str, str | None], size: tuple[int, int], knobs: Knobs
+    ) -> MapCollector:
         check_request(request, knobs.steps, len(self.config.unet.channels))
-        words = find_words(request.words, prompt, self.model.tokenizer)
-        factor = self.config.latent_factor
-        return MapCollector(request, words, (size[1] // factor, size[0] // factor))
+        tokens = dict.fromkeys(MapCollector.branches, find_words(request.words, prompts[0], self.model.tokenizer))
+        tokens["source"] = [word_tokens(word, prompts[1] or "", self.model.tokenizer) for word in request.words]
+        return MapCollector(request, tokens, self._latent_shape(size)[2:])
 
     def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels, the model's if None. Raises InputError for one that the networks cannot take."""
@@ -352,31 +356,6 @@ class Editor:
         if max(width, height) > LARGEST_SIDE:
             raise InputError(f"width and height must be at most {LARGEST_SIDE:,} pixels, got {width}×{height}")
         return width, height
-
-
-@torch.no_grad()
-def warm_up(sd: StableDiffusion, shape: Sequence[int]) -> bool:
-    """On a GPU, or with a UNet that `load` compiles: chooses and compiles what latents of the shape (1, 4, h, w) will
-    run, which takes seconds or minutes the first time. It counts for nothing. Where torch.compile cannot do it, a
-    warning says so, and the UNet runs as it is. Returns whether there was anything to do."""
-    unet = getattr(sd.model, "unet", None)  # a network on demand is never compiled, and not read for this
-    if sd.device.type != "cuda" and (unet is None or "forward" not in vars(unet)):
-        return False
-    rows, take = (Row("edit", True), Row("source", True)), {"edit": Take(q="source", k="source")}
-    latents = torch.zeros(2, *shape[1:], device=sd.device)
-    layers = [layer for layer in sd.unet.layers(*shape[-2:]) if layer.kind != "features"]
-    counts, sd.counts = sd.counts, Counts()
-    context, control = torch.cat([sd.embed("")] * 2), RowControl(0, rows, dict.fromkeys(layers, take))
-    try:
-        sd.eps(latents, 1, context, control)  # two rows that share every attention map
-    except Exception as error:  # whatever torch.compile's backends raise
-        if "forward" not in vars(sd.unet):
-            raise
-        del sd.unet.forward
-        said = str(error).strip().partition("\n")[0][:200]
-        warnings.warn(f"the UNet runs uncompiled, since torch.compile failed: {said}", stacklevel=2)
-    sd.counts = counts
-    return True
 
 
 def _with_knobs(method: AnyMethod, knobs: dict) -> tuple[Method, dict]:

@@ -28,6 +28,7 @@ from .weights.files import open_file, shown
 
 FORMAT, VERSION = "minibaret inversion", "2"
 SUFFIX = ".safetensors"
+START_OVER = "pass --force to start over"  # restart, in Python
 SHARE = 0.02  # of the time of an inversion may go into checkpoints
 
 
@@ -48,7 +49,7 @@ class Entry:
 class Inversion:
     """Lists that grow as they are found, by name and recipe."""
 
-    origin: Origin | None = None  # where it is kept on disk
+    origin: Origin | None = None  # what it is of; None: of an edit, in memory only
     name: str = "the inversion"  # its file, for messages
     entries: list[Entry] = field(default_factory=list)
     picture: str | None = None  # digest of the picture it was used for, where there is no origin
@@ -84,13 +85,12 @@ class Inversion:
             raise Mismatch(f"{self.name} does not belong to this run: it was made with {'; '.join(found)}")
         return self
 
-    def used_for(self, picture: Image.Image) -> "Inversion":
-        """Itself, in memory, for that fitted picture. Raises Mismatch where it was used for another."""
+    def used_for(self, picture: Image.Image) -> None:
+        """Notes the fitted picture. Raises Mismatch where it was used for another."""
         digest = picture_digest(picture)
         if self.picture not in (None, digest):
             raise Mismatch(f"{self.name} does not belong to this run: it was made with another picture")
         self.picture = digest
-        return self
 
     def to(self, device: torch.device | str) -> "Inversion":
         """A copy that can grow on its own, on the device."""
@@ -138,7 +138,9 @@ class Inversion:
 
     def save(self, path: str | Path, overwrite: bool = True) -> None:
         """Writes the file, whole or not at all. Raises InputError where it cannot be written, or is there and may not
-        be overwritten."""
+        be overwritten, and for what an edit found, which does not say what it is of."""
+        if self.origin is None:
+            raise InputError("an inversion to save must be one of `Editor.invert`, got what an edit has found")
         tensors = {
             f"{entry.name}.{number}.{index}.{place}": tensor.detach().cpu().contiguous().clone()
             for number, entry in enumerate(self.entries)
@@ -235,6 +237,33 @@ def keep(work: Iterator[Step], file: Path, inversion: Inversion, overwrite: bool
         if inversion.steps > kept:
             inversion.save(unfinished)
         raise
+
+
+def resume(file: Path, origin: Origin, restart: bool) -> Inversion | None:
+    """What an interrupted inversion that was to become the file has found; None if there is none, or where it is
+    damaged and `restart` says to begin anew. Raises Mismatch where it is of something else."""
+    if not unfinished_path(file).exists():
+        return None
+    try:
+        return load_inversion(unfinished_path(file)).belongs_to(origin)
+    except Mismatch:
+        raise
+    except InputError as error:
+        if restart:
+            return None
+        raise InputError(f"{error}; {START_OVER}") from None
+
+
+def discard(file: Path, restart: bool, mismatch: Mismatch) -> bool:
+    """Deletes an unfinished inversion that does not belong to a run; whether there was one. Raises InputError where
+    there is and `restart` does not say to."""
+    unfinished = unfinished_path(file)
+    if unfinished.exists() and not restart:
+        raise InputError(f"{mismatch}; {START_OVER}") from None
+    if not unfinished.exists():
+        return False
+    unfinished.unlink()
+    return True
 
 
 def unfinished_path(file: Path) -> Path:

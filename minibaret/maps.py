@@ -1,6 +1,6 @@
 """Looking at the attention of an edit: which maps to keep, and those that were kept (the paper's Figure 3)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +30,7 @@ class AttentionMaps:
     """
 
     request: MapRequest
-    words: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (words, h, w)
+    words: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # (words, h, w); NaN: not in the branch's prompt
 
     @property
     def branches(self) -> set[str]:
@@ -53,9 +53,9 @@ class MapCollector:
 
     branches = ("reconstruction", "source", "transition", "edit")
 
-    def __init__(self, request: MapRequest, word_tokens: list[list[int]], grid: tuple[int, int]):
-        """word_tokens: the positions in the prompt of each of the request's words; grid: (h, w) of the latents."""
-        self.maps, self.word_tokens, self.grid = AttentionMaps(request), word_tokens, grid
+    def __init__(self, request: MapRequest, tokens: Mapping[str, list[list[int]]], grid: tuple[int, int]):
+        """tokens: by branch, the places in its prompt of each of the request's words; grid: (h, w) of the latents."""
+        self.maps, self.tokens, self.grid = AttentionMaps(request), tokens, grid
         self._layers: dict[tuple, int] = {}  # how many were added up, by step and branch
 
     def wants(self, step: int, layer: Layer) -> bool:
@@ -68,7 +68,7 @@ class MapCollector:
 
     def see(self, step: int, layer: Layer, branch: str, terms: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> None:
         maps = sum(word_maps(*term) for term in terms)[0]  # [h w, 77]
-        maps = torch.stack([maps[:, tokens].mean(1) for tokens in self.word_tokens])  # [words, h w]
+        maps = torch.stack([maps[:, tokens].mean(1) for tokens in self.tokens[branch]])  # [words, h w]
         maps = maps.unflatten(-1, [side >> layer.level for side in self.grid])[None]
         maps = F.interpolate(maps, size=self.grid, mode="bilinear", align_corners=False)[0].cpu()
         key, of_step = (step, branch), self.maps.words.setdefault(step, {})

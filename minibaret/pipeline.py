@@ -1,7 +1,8 @@
 """`StableDiffusion`: prompts to embeddings, pictures to latents and back, latents to predicted noise."""
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import tiled_vae
-from .control import RowControl
+from .control import Row, RowControl, Take
 from .errors import InputError
 from .images import to_image, to_pixels
 from .memory import NO_SAVINGS, Savings, trim
@@ -76,6 +77,11 @@ class StableDiffusion:
             self._embeddings[prompt] = self.network("text_encoder")(ids).float()
         return self._embeddings[prompt]
 
+    def embed_all(self, prompt: str, source_prompt: str | None) -> None:
+        """Encodes what a method may ask for, the empty prompt too, before other networks are read."""
+        for text in (prompt, source_prompt or "", ""):
+            self.embed(text)
+
     def tokens(self, prompt: str) -> list[int]:
         """The prompt's 77 ids. Raises InputError as `embed`."""
         if not isinstance(prompt, str) or not is_unicode(prompt):
@@ -89,7 +95,8 @@ class StableDiffusion:
     def encode(self, picture: Image.Image) -> Tensor:
         """RGB picture → scaled latents (1, 4, H/8, W/8), float32."""
         vae = self.network("vae")
-        weight, encode = vae.quant_conv.weight, partial(tiled_vae.encode, vae) if self.savings.tiled_vae else vae.encode
+        encode = partial(tiled_vae.encode, vae) if self.savings.tiled_vae else vae.encode
+        weight = vae.quant_conv.weight
         return encode(to_pixels(picture).to(weight.device, weight.dtype)).float()
 
     @torch.no_grad()
@@ -112,3 +119,27 @@ class StableDiffusion:
         timesteps = torch.full((), timestep, device=latents.device)  # made there: a copy to a GPU would make it wait
         self.counts.row_forwards += len(latents)
         return unet(latents.to(unet.dtype), timesteps, context.to(unet.dtype), control).float()
+
+    @torch.no_grad()
+    def warm_up(self, shape: Sequence[int]) -> bool:
+        """On a GPU, or with a UNet that `load` compiles: chooses and compiles what latents of the shape (1, 4, h, w)
+        will run, which takes seconds or minutes the first time. It counts for nothing. Where torch.compile cannot do
+        it, a warning says so, and the UNet runs as it is. Returns whether there was anything to do."""
+        unet = getattr(self.model, "unet", None)  # a network on demand is never compiled, and not read for this
+        if self.device.type != "cuda" and (unet is None or "forward" not in vars(unet)):
+            return False
+        rows, take = (Row("edit", True), Row("source", True)), {"edit": Take(q="source", k="source")}
+        latents = torch.zeros(2, *shape[1:], device=self.device)
+        layers = [layer for layer in self.unet.layers(*shape[-2:]) if layer.kind != "features"]
+        counts, self.counts = self.counts, Counts()
+        context, control = torch.cat([self.embed("")] * 2), RowControl(0, rows, dict.fromkeys(layers, take))
+        try:
+            self.eps(latents, 1, context, control)  # two rows that share every attention map
+        except Exception as error:  # whatever torch.compile's backends raise
+            if "forward" not in vars(self.unet):
+                raise
+            del self.unet.forward
+            said = str(error).strip().partition("\n")[0][:200]
+            warnings.warn(f"the UNet runs uncompiled, since torch.compile failed: {said}", stacklevel=2)
+        self.counts = counts
+        return True

@@ -76,14 +76,18 @@ def edit_sheet(result: Result, prompt: str) -> Image.Image:
 def maps_sheet(result: Result, prompt: str, step: int | None = None) -> Image.Image:
     """The paper's Figure 3: for each branch, a row each, the picture and where it looks at each of the recorded words;
     at one step, or the mean of all recorded ones. A word's maps share one scale, from their lowest value to their
-    highest."""
+    highest; a word that a branch's prompt does not have leaves its place empty."""
     words, names = result.maps.request.words, [name for name in result.images if name in result.maps.branches]
     maps = {word: torch.stack([result.maps.of_word(word, name, step) for name in names]) for word in words}
-    maps = {word: (found - found.min()) / (found.max() - found.min()) for word, found in maps.items()}
+    known = {word: found[found.isfinite()] for word, found in maps.items()}
+    maps = {word: (found - known[word].min()) / (known[word].max() - known[word].min()) for word, found in maps.items()}
     rows = []
     for index, name in enumerate(names):
         picture = result.images[name]
-        rows.append([(picture, [name]), *((heat(picture, maps[word][index]), [word]) for word in words)])
+        rows.append([(picture, [name])])
+        for word in words:
+            known = maps[word][index].isfinite().all()
+            rows[-1].append((heat(picture, maps[word][index]), [word]) if known else (None, [f"no {word}"]))
     which = f"mean of {len(result.maps.words)} steps" if step is None else f"step {step}"
     return contact_sheet(rows, f"“{prompt}”, {which}", max(1, 256 // result.input.height))
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
 from runs import PROMPT, QUICK, drain, sharpened
 
+from minibaret import sheet
 from minibaret.control import Layer, Row, RowControl
 from minibaret.errors import InputError
 from minibaret.maps import MapCollector, MapRequest, check_request, find_words
@@ -26,7 +28,7 @@ def run(sd, collector=None, **changes) -> dict[str, torch.Tensor]:
 
 
 def collector(words, tokens, **where) -> MapCollector:
-    return MapCollector(MapRequest(words, **where), list(tokens), (8, 8))
+    return MapCollector(MapRequest(words, **where), {name: list(tokens) for name in MapCollector.branches}, (8, 8))
 
 
 def test_maps_are_those_of_the_definition(unet):
@@ -101,6 +103,17 @@ def test_an_editor_keeps_the_maps_that_are_asked_for(small, picture):
     assert set(result.maps.words) == {1} and result.maps.branches == {*BRANCHES}
     assert result.maps.words[1]["edit"].shape == (2, 4, 4)
     assert small.edit(picture, PROMPT, **QUICK).maps is None
+
+
+def test_a_word_is_looked_for_in_the_branch_s_own_prompt(small, picture, monkeypatch):
+    """Source and edit have "dog" at different places, and "big" only the edit's prompt."""
+    run = partial(small.edit, picture, method="prompt-to-prompt", source_prompt="a dog", pictures="all", steps=3)
+    result, alone = run("a big dog", maps=MapRequest(("big", "dog"))), run("a dog", maps=MapRequest(("dog",)))
+    assert torch.allclose(result.maps.of_word("dog", "source"), alone.maps.of_word("dog", "source"), atol=1e-6)
+    assert result.maps.of_word("big", "source").isnan().all() and result.maps.of_word("big", "edit").isfinite().all()
+    monkeypatch.setattr(sheet, "contact_sheet", lambda rows, *_: rows)
+    empty = {row[0][1][0]: [picture is None for picture, _ in row] for row in sheet.maps_sheet(result, "a big dog")}
+    assert empty == {"source": [False, True, False], "edit": [False, False, False]}
 
 
 def test_words_are_found_in_the_prompt():

@@ -124,7 +124,7 @@ TRIPLED[3] = 3.0  # "dog", in the target REFINED
 def test_prompt_to_prompts_controllers(networks, within, request, prompt, mapped, weights, reweight):
     sd, unet = networks
     knobs = METHODS["prompt-to-prompt"].knobs(steps=STEPS, guidance=GUIDANCE, reweight=reweight)
-    found = run_to_end(generate(sd, SOURCE, prompt, knobs, size=(8 * SIDE, 8 * SIDE), seed=5))
+    found = run_to_end(generate(sd, SOURCE, prompt, knobs, shape=(1, 4, SIDE, SIDE), seed=5))
     noise = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
 
     def reference(hook):

@@ -255,16 +255,15 @@ def test_a_unet_that_cannot_be_compiled_runs_as_it_is(small, picture):
 
 
 def test_warming_up_runs_every_layer_with_a_shared_map_and_counts_for_nothing(small, monkeypatch):
-    from minibaret.editor import warm_up
     from minibaret.models import unet as module
 
     shared, attention = [], module.attention
     monkeypatch.setattr(
         module, "attention", lambda q, k, v, takes, *rest: shared.append(takes) or attention(q, k, v, takes, *rest)
     )
-    assert not warm_up(small.sd, (1, 4, 4, 4)) and not shared  # neither a GPU nor compiled
+    assert not small.sd.warm_up((1, 4, 4, 4)) and not shared  # neither a GPU nor compiled
     small.model.unet.forward = small.model.unet.forward  # as `load` compiles it
-    assert warm_up(small.sd, (1, 4, 4, 4))
+    assert small.sd.warm_up((1, 4, 4, 4))
     del small.model.unet.forward
     layers = small.sd.unet.layers(4, 4)
     assert len(shared) == sum(layer.kind != "features" for layer in layers)

@@ -9,7 +9,7 @@ Only rows with a prompt take maps. All controllers of the original are linear in
     reweight  diag(c) V in place of V, in either of these    c_j: the weight of token j
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,15 +68,13 @@ def edit(sd: StableDiffusion, job: Job, knobs: WordKnobs) -> Generator[Step, Non
 
 
 def generate(
-    sd: StableDiffusion, source_prompt: str | None, prompt: str, knobs: WordKnobs, size: tuple[int, int], seed: int = 0
+    sd: StableDiffusion, source_prompt: str | None, prompt: str, knobs: WordKnobs, shape: Sequence[int], seed: int = 0
 ) -> Generator[Step, None, Found]:
     """Makes a picture, or with a source prompt two from the same noise, instead of editing one: returns the latents of
-    "edit" and "source". size: (width, height) in pixels; seed: of the noise, which is the same on every device."""
-    target, null, _ = sd.embed(prompt), sd.embed(""), sd.embed(source_prompt or "")  # before other networks are read
-    width, height = (side // sd.config.latent_factor for side in size)
-    shape = torch.empty(1, sd.config.unet.latent_channels, height, width, device=sd.device)
-    noise = noise_like(shape, random_numbers(seed))
+    "edit" and "source". shape: of the latents, (1, 4, h, w); seed: of the noise, which is the same on every device."""
+    noise = noise_like(torch.empty(*shape, device=sd.device), random_numbers(seed))
     if source_prompt is None:
+        target, null = sd.embed(prompt), sd.embed("")
         return (yield from sample(sd, [Branch("edit", noise, target, null)], knobs.schedule, knobs.guidance))
     job = Job(noise, prompt, source_prompt, pictures=("source",))
     return (yield from pair(sd, job, knobs, noise, controllers(sd, job, knobs)))
