@@ -290,7 +290,7 @@ class Editor:
             config=self.config,
             parameters=parameters,
             size=size,
-            rows=method.rows,
+            rows=method.batch,
             tuning=bool(method.copies or (method.tunes and getattr(knobs, "inner_steps", 1) > 0 and not done)),
             dtype=self.model.dtype,
             device=self.device,

@@ -35,12 +35,12 @@ def load(
 
     weights: a single Stable Diffusion 1.5 file, a Hugging Face folder of it or a minibaret folder; device: "auto" (the
     first there is of "cuda", "mps" and "cpu"), "cpu", "cuda", "cuda:1", …, "mps"; dtype: "auto" (float16 on CUDA, else
-    float32; bfloat16 for a wide UNet, and for it alone, on a CPU that multiplies it), "float32", "float16" or
-    "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a file, or a
-    folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or bytes; savings:
-    ways to need less memory that are taken in any case; compile: compile the UNet with torch.compile, which takes
-    minutes before the first steps; where that fails, a warning says why and the edit goes on without. Raises InputError
-    where something is not what it should be.
+    float32; bfloat16 for a wide UNet that is not compiled, and for it alone, on a CPU that multiplies it), "float32",
+    "float16" or "bfloat16"; variant: which of a Hugging Face folder's files, such as "fp16" or "non_ema"; tokenizer: a
+    file, or a folder with one, where the weights have none; memory_limit: what an edit may take, such as "4G", or
+    bytes; savings: ways to need less memory that are taken in any case; compile: compile the UNet with torch.compile,
+    which takes minutes before the first steps; where that fails, a warning says why and the edit goes on without.
+    Raises InputError where something is not what it should be.
     """
     torch_device = parse_device(device)
     automatic = dtype == "auto"

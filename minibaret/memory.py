@@ -101,15 +101,16 @@ def estimate(work: Work, savings: Savings) -> int:
     """Bytes that the edit takes at its peak."""
     dtypes = dict.fromkeys(work.parameters, work.dtype) | {"unet": savings.unet_dtype or work.dtype}
     weights = {part: count * dtypes[part].itemsize for part, count in work.parameters.items()}
-    resident = weights if savings.on_demand else dict.fromkeys(weights, sum(weights.values()))
     if savings.streamed:
-        resident["unet"] = 0
+        weights["unet"] = 0
     if savings.on_demand and work.stored == dtypes["vae"]:
-        resident["vae"] = DECODER * weights["vae"]
+        weights["vae"] *= DECODER
+    here = weights if savings.on_demand else dict.fromkeys(weights, sum(weights.values()))  # while each part runs
     vae, unet = _vae(work, savings, dtypes["vae"]), _unet(work, savings, dtypes["unet"])
-    needed = max(resident["text_encoder"], resident["vae"] + vae, resident["unet"] + unet)
-    process = work.process + LOADED + FORWARD + BACKWARD * work.tuning if work.device.type == "cpu" else 0
-    return int(process + needed)
+    needed = max(here["text_encoder"], here["vae"] + vae, here["unet"] + unet)
+    if work.device.type == "cpu":
+        needed += work.process + LOADED + FORWARD + BACKWARD * work.tuning
+    return int(needed)
 
 
 def _vae(work: Work, savings: Savings, dtype: torch.dtype) -> float:

@@ -96,7 +96,7 @@ def tune(
             losses.append(error.item() / goal.numel())  # here the CPU waits for a GPU
             if not math.isfinite(losses[-1]):
                 raise InputError(
-                    f"{stage} needs a finite loss, got {losses[-1]}: a smaller learning rate or a wider dtype may help"
+                    f"{stage} needs a finite loss, got {losses[-1]}: a smaller step or a wider dtype may help"
                 )
             met = losses[-1] < threshold(index)
             if last or (met and not unconditional):

@@ -269,7 +269,7 @@ def test_methods_are_listed(capsys):
 
 
 def test_compare_draws_one_sheet_and_says_what_it_left_out(tmp_path, dog, capsys):
-    output, names = tmp_path / "compare.png", "masactrl,null-text,encode-decode,plug-and-play"
+    output, names = tmp_path / "compare.png", "masactrl, null-text,encode-decode,plug-and-play"
     arguments = ["compare", str(dog), "a brown dog lying down on grass", "--methods", names, "--steps", "3", "--json"]
     assert main([*arguments, "-o", str(output)]) == 0
     *_, line = capsys.readouterr().out.splitlines()

@@ -90,6 +90,18 @@ def test_a_conversion_that_was_stopped_is_no_model_and_can_begin_anew(tiny, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["to"] and not list((tmp_path / "to").glob(".*"))
 
 
+def test_a_command_that_was_stopped_says_what_is_there(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("minibaret.progress.ProgressBars.count", interrupt)
+    folder = tmp_path / "to"
+    assert main(["convert", str(tiny), "-o", str(folder), "--dtype", "float16"]) == 130
+    said = f"stopped; {folder}.part has a part of it, which the same command begins anew"
+    assert capsys.readouterr().err == f"minibaret: {said}\n" and (tmp_path / "to.part").is_dir()
+
+
+def interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("dtype", "place", "said"),
     [

@@ -175,6 +175,13 @@ def test_what_one_edit_found_is_not_used_for_another_picture(small, picture, cal
         small.edit(dotted, PROMPT, inversion=again, **QUICK)
 
 
+def test_what_an_edit_found_is_not_saved_since_it_does_not_say_what_it_is_of(small, picture, tmp_path):
+    found = small.edit(picture, PROMPT, **QUICK).kept
+    with pytest.raises(minibaret.InputError, match=r"must be one of `Editor.invert`, got what an edit has found"):
+        found.save(tmp_path / "edit.safetensors")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_every_part_of_the_model_counts(small, picture):
     inversion = small.invert(picture, PROMPT, **QUICK)
 

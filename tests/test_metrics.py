@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from minibaret.errors import InputError
-from minibaret.evaluation.cases import Case, folder_sources, named, pie_sources
+from minibaret.evaluation.cases import Case, folder_cases, named, pie_cases
 from minibaret.evaluation.metrics import METRICS, background, ssim
 from minibaret.evaluation.networks import Missing, Networks, library
 from minibaret.images import to_pixels
@@ -262,7 +262,7 @@ def pie(tmp_path):
 
 
 def test_a_pie_bench_folder_is_read(pie):
-    sources = pie_sources(str(pie))
+    sources = pie_cases(str(pie))
     assert [source.name[:-9] for source in sources] == [
         "pose/000000000000", "change-object/111000000001", "pose/222000000002", "style/333000000003",
     ]  # fmt: skip
@@ -272,12 +272,12 @@ def test_a_pie_bench_folder_is_read(pie):
     assert cases[1].changing[200, 500:].all() and cases[1].changing[201, :12].all() and not cases[1].changing[201, 12]
     assert (cases[0].source_prompt, cases[0].prompt) == ("a brown dog", "a black dog") and cases[0].answer is None
     assert [case.image.getpixel((9, 9))[1] for case in cases] == [100, 101, 102, 103]
-    assert [source.name[:-8] for source in pie_sources(f"{pie}:pose")] == ["pose/000000000000-", "pose/222000000002-"]
+    assert [source.name[:-8] for source in pie_cases(f"{pie}:pose")] == ["pose/000000000000-", "pose/222000000002-"]
 
 
 def test_background_of_pie_bench_by_hand(pie):
     """An edit that is brighter by ten everywhere: the squared error of the pixels that the mask leaves."""
-    for source, count in zip(pie_sources(str(pie)), COUNTS):
+    for source, count in zip(pie_cases(str(pie)), COUNTS):
         case = source.make().fitted((SIDE, SIDE))
         edited = Image.fromarray(np.asarray(case.image) + np.uint8(10))
         found = METRICS["background_mse"].of(case, edited, Networks())
@@ -297,7 +297,7 @@ def test_a_damaged_pie_bench_folder_is_refused(pie):
 
     def broken(**changes):
         path.write_text(json.dumps({**values, first: {**values[first], **changes}}))
-        return pie_sources(str(pie))
+        return pie_cases(str(pie))
 
     ids = ({"editing_type_id": number} for number in ("12", "-1"))
     for changes in (*ids, *({"mask": mask} for mask in (["x"], 3, None, [float("inf"), 3]))):
@@ -310,21 +310,21 @@ def test_a_damaged_pie_bench_folder_is_refused(pie):
             broken(mask=mask)
     path.write_text("[]")
     with pytest.raises(InputError, match=r"mapping_file.json must be an object"):
-        pie_sources(str(pie))
+        pie_cases(str(pie))
 
 
 def test_a_folder_with_a_table_is_read(tmp_path):
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
     table = tmp_path / "list.csv"
     table.write_text('image,prompt,kind\na.png,"a dog, sitting",pose\na.png,a cat,\n')
-    sources = folder_sources(str(tmp_path))
+    sources = folder_cases(str(tmp_path))
     assert [source.name[:-8] for source in sources] == ["pose/a-", f"{tmp_path.name}/a-"]
     assert named("../x", "a b/..", tmp_path / "a.png")[:-8] == "-x/a-b--"
     case = sources[0].make()
     assert (case.prompt, case.source_prompt, case.kind) == ("a dog, sitting", None, "pose")
     assert case.image.size == (30, 20) and case.changing is None
     table.write_text("image,prompt,source_prompt\na.png,a cat,a dog\n")
-    other = folder_sources(str(tmp_path))[0]
+    other = folder_cases(str(tmp_path))[0]
     assert other.make().source_prompt == "a dog" and other.name.partition("/")[2] != sources[1].name.partition("/")[2]
     for text, said in (
         ("image,prompt\ngone.png,a cat\n", "a picture was wanted at .*gone.png, but there is none"),
@@ -341,7 +341,7 @@ def test_a_folder_with_a_table_is_read(tmp_path):
     ):
         table.write_text(text, errors="surrogateescape")
         with pytest.raises(InputError, match=said):
-            folder_sources(str(tmp_path))
+            folder_cases(str(tmp_path))
     (tmp_path / "other.csv").write_text("")
     with pytest.raises(InputError, match=r"a folder with one CSV file was wanted, but .* has 2"):
-        folder_sources(str(tmp_path))
+        folder_cases(str(tmp_path))

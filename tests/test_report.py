@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minibaret.charts import picture
-from minibaret.cli.options import method_with_knobs
+from minibaret.cli.options import method_with_knobs, names_in
 from minibaret.errors import InputError
 from minibaret.evaluation import curves, report, rows
 from minibaret.evaluation.report import Scored
@@ -40,6 +40,10 @@ def test_a_method_with_knobs_is_read():
         "baret",
         {"rigid": True, "transition": (0.6, 0.2), "steps": 9},
     )
+    assert [*map(method_with_knobs, names_in("sdedit, direct+blend=dog hat"))] == [
+        ("sdedit", {}),
+        ("direct", {"blend": "dog hat"}),
+    ]
     assert method_with_knobs("baret+no-rigid") == ("baret", {"rigid": False})
     for text in ("direct+editor=magic", "baret+steps"):
         with pytest.raises(InputError, match=r"a method with knobs must be like direct\+editor=masactrl"):
@@ -101,6 +105,8 @@ def test_a_table_as_markdown_and_as_json():
     kinds = text.index("| by kind: background, dB | posture | colour |")
     assert text[kinds + 1] == "|---|---|---|" and text[kinds + 2] == "| baret | 25 (-38.5 to 88.5) | 25 |"
     assert text[kinds + 3] == "| sdedit | 23.5 (-33.7 to 80.7) |  |"
+    alone = report.as_text(report.table(SCORED[:1]))  # what the label says is not said above it once more
+    assert alone.startswith("Means over cases, 95 % intervals in brackets.\n") and "| baret, steps 4 | 3 |" in alone
     values = report.as_json(lines, "sdedit")
     plain = json.loads(json.dumps(values, allow_nan=False))["rows"][0]
     assert plain["method"] == "baret" and plain["knobs"]["transition"] == [0.8, 0.1] and plain["kind"] == "all kinds"

@@ -124,6 +124,13 @@ def test_what_tunes_copies_of_networks_refuses_streamed_weights(tiny, picture):
         editor.edit(picture, PROMPT, "imagic", steps=1)
 
 
+def test_networks_read_on_demand_in_a_callers_inference_mode_let_gradients_pass(tiny, picture):
+    editor = minibaret.Editor(OnDemandModel(tiny), Savings(on_demand=True))
+    with torch.inference_mode():
+        assert editor.generate("a dog", steps=1)["edit"].size
+    assert editor.edit(picture, PROMPT, **BRIEF).counts.gradient_passes > 0
+
+
 def test_interleaved_edits_of_one_editor_do_not_disturb_each_other(tiny, picture, one_thread):
     """Three at once, each with savings of its own, step by step in turn."""
     model, together = OnDemandModel(tiny), {}

@@ -19,23 +19,23 @@ from test_cli import refused
 from minibaret.cli import main
 from minibaret.errors import InputError
 from minibaret.evaluation import scoring
-from minibaret.evaluation.cases import Source
+from minibaret.evaluation.cases import LazyCase
 from minibaret.evaluation.networks import Networks
-from minibaret.evaluation.scoring import Edit, Kept, Laboratory, Scorer
+from minibaret.evaluation.scoring import Edit, Laboratory, ScoreFile, Scorer
 from minibaret.images import psnr
 from minibaret.sheet import PAPER
-from minibaret.weights.miniature.cases import drawn_case, drawn_source
+from minibaret.weights.miniature.cases import drawn_case, lazy_case
 from minibaret.workers import ENVIRONMENT, in_workers
 
 INTERRUPTS = 13  # a seed
 
 
 def edit(seed: int = 0, kind: str = "posture", method: str = "baret", **knobs) -> Edit:
-    return Edit(drawn_source(kind, seed, 128), method, knobs)
+    return Edit(lazy_case(kind, seed, 128), method, knobs)
 
 
 def seed_of(one: Edit) -> int:
-    return int(one.source.name.split("/")[1])
+    return int(one.case.name.split("/")[1])
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def made(monkeypatch) -> list[list[Edit]]:
 
 
 def scorer(path=None, weights: str = "w") -> Scorer:
-    return Scorer(Laboratory(), Kept(path, weights))
+    return Scorer(Laboratory(), ScoreFile(path, weights))
 
 
 def test_scores_that_are_kept_are_not_made_again(tmp_path, made):
@@ -98,7 +98,7 @@ def test_a_file_that_keeps_something_else_is_left_alone(tmp_path):
     ):
         path.write_text(notes)
         with pytest.raises(InputError, match=f"notes.txt should hold kept scores, but {said} something else"):
-            Kept(path, "w")
+            ScoreFile(path, "w")
         assert path.read_text() == notes
 
 
@@ -119,7 +119,7 @@ def test_tuning_is_shared_changes_no_score_and_costs_are_of_whole_edits(small, m
     knobs = [
         vars(small.settings("baret", **{"steps": 3, "inner_steps": 2, "tolerance": (0.0, 0.0), **c})) for c in several
     ]
-    source = Source("posture/5", partial(drawn_case, "posture", 5, 32))
+    source = LazyCase("posture/5", partial(drawn_case, "posture", 5, 32))
     # as JSON gives them back
     wanted = [Edit(source, "baret", json.loads(json.dumps(values))) for values in knobs]
     together = list(scoring._edits(Laboratory(), wanted))
@@ -219,9 +219,9 @@ def test_a_killed_run_goes_on(tmp_path):
     asked = ["evaluate", "--methods", "encode-decode", "--cases", "drawn:posture:2", *QUICK, "-o", str(output)]
     code = (
         "import os, signal, sys; from minibaret import cli; from minibaret.evaluation import scoring\n"
-        "add = scoring.Kept.add\n"
+        "add = scoring.ScoreFile.add\n"
         "def once(self, of, scores): add(self, of, scores); os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"scoring.Kept.add = once; cli.main({asked!r})"
+        f"scoring.ScoreFile.add = once; cli.main({asked!r})"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     first = output.read_text()

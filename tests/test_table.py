@@ -24,7 +24,7 @@ def test_every_trial_can_be_made(editor):
             editor.settings(trial.method, "paper", **trial.changes)
     assert table.CASES.keys() == TRIALS.keys()
     edits = table.edits_of(editor, Trial("sdedit"), table.CASES["calibration"], [7, 8])
-    assert [edit.source.name for edit in edits] == [f"{kind}/{seed}" for kind in KINDS for seed in (7, 8)]
+    assert [edit.case.name for edit in edits] == [f"{kind}/{seed}" for kind in KINDS for seed in (7, 8)]
 
 
 FOUR = {  # by trial: success and background of four seeds
@@ -48,7 +48,7 @@ def trials(monkeypatch, editor):
         def edits(self, edits):
             for one in edits:
                 assert one.method == "baret" and one.knobs["guidance"] == 7.5  # the paper's, not the shipped default
-                seed = int(one.source.name.removeprefix("posture/"))
+                seed = int(one.case.name.removeprefix("posture/"))
                 asked.setdefault(one.knobs["self_steps"], []).append(seed)
                 success, background = FOUR["plain" if one.knobs["self_steps"] == 0 else "BARET"][seed]
                 more = {"answer_psnr": 18.0, "vae_psnr": 33.0, "reconstruction_psnr": 32.5, "inner_iterations": 90}

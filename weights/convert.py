@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_whole
-from ..models.configs import SD15, ModelConfig
 from .detect import find_checkpoint
 from .files import DTYPES, StoredTensor
-from .folder import CHANNELS_LAST, MERGES, save_config, save_merges
+from .folder import CHANNELS_LAST, IMAGE_ENCODER, MERGES, save_config, save_merges
 from .int8 import SCALE, best_scale, to_int8
 from .loading import prepare_network
 from .vocabulary import find_tokenizer, read_tokenizer_at
@@ -28,7 +27,6 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 BLOCK = re.compile(r"(?:down|up)_blocks\.(\d+)\.")  # of the UNet and the VAE; on the way up the coarsest is the first
 FORMATS = ("bfloat16", "float16", "float32", "int8")
 KEPT = 0.028  # of a network's weights, at most, are kept in 16 bits where others are int8: those that hurt most
-IMAGE_ENCODER = "image_encoder.safetensors"
 
 
 def convert(
@@ -37,11 +35,10 @@ def convert(
     dtype: str,
     variant: str | None = None,
     tokenizer: Path | None = None,
-    sizes: ModelConfig = SD15,
     watch: Count = lambda *_: None,
 ) -> None:
     """Writes the folder; what it was made of is in its config.json, with the SHA-256 of each file. See `load_model` for
-    path, variant, tokenizer and sizes.
+    path, variant and tokenizer.
 
     watch: called with a network's name, how many of its tensors are written, and of how many. dtype: one of FORMATS;
     "int8" keeps in 16 bits what has a single dimension, and the weights whose error is largest. Until it is finished
@@ -50,7 +47,7 @@ def convert(
     """
     if dtype not in FORMATS:
         raise InputError(f"dtype must be one of {', '.join(FORMATS)}, got {dtype!r}")
-    checkpoint = find_checkpoint(path, variant, sizes)
+    checkpoint = find_checkpoint(path, variant)
     for part in checkpoint.parts:
         prepare_network(checkpoint, part)
     clip = read_tokenizer_at(find_tokenizer(path, tokenizer), checkpoint.config.text_encoder.vocabulary)

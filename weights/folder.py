@@ -18,6 +18,7 @@ from .strict import load_part
 
 MINIATURE_FOLDER = Path(__file__).parent / "miniature"
 CONFIG, MERGES = "config.json", "merges.txt"
+IMAGE_ENCODER = "image_encoder.safetensors"  # of a CLIP pair that weights may bring
 CHANNELS_LAST = ".channels_last"
 PART_CONFIGS = {
     "unet": UNetConfig,
@@ -37,9 +38,7 @@ def load_image_encoder(folder: Path = MINIATURE_FOLDER) -> ImageTower:
     config = read_config(folder)
     if config.image_encoder is None:
         raise InputError(f"{folder} has no image encoder")
-    return load_part(
-        lambda: ImageTower(config.text_encoder, config.image_encoder), folder / "image_encoder.safetensors"
-    )
+    return load_part(lambda: ImageTower(config.text_encoder, config.image_encoder), folder / IMAGE_ENCODER)
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -1,6 +1,5 @@
 """What a path holds and whether it would load, in words: `minibaret inspect`."""
 
-import math
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..models.configs import SD15, ModelConfig
 from .detect import Checkpoint, find_checkpoint
-from .files import StoredTensor, open_tensors, refuse_pickle, shown
+from .files import StoredTensor, open_tensors, shown
 from .loading import prepare_network
 from .strict import NAMED, first
 from .vocabulary import find_tokenizer, read_tokenizer_at
@@ -80,13 +79,12 @@ def _contents(path: Path) -> Iterator[str]:
 def _readable(file: Path) -> dict[str, StoredTensor]:
     """A file's tensors; none where it is broken or no safetensors file, which the caller's sentence then says."""
     try:
-        refuse_pickle(file)
         return open_tensors(file)
     except InputError:
         return {}
 
 
 def _line(name: str, tensors: Mapping[str, StoredTensor], note: str = "") -> str:
-    numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    numbers = sum(tensor.numel for tensor in tensors.values())
     dtypes = " + ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
     return f"  {name:<13} {len(tensors):>7,} tensors  {numbers:>13,} parameters  {dtypes}  {note}".rstrip()

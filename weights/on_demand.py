@@ -1,6 +1,5 @@
 """A model whose networks are read when they are first used, each dtype for itself, and can be freed."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models.configs import SD15, ModelConfig
 from .detect import find_checkpoint
 from .loading import prepare_network, read_network
 from .streamed import stream
@@ -26,10 +24,9 @@ class OnDemandModel:
         dtype: torch.dtype = torch.float32,
         variant: str | None = None,
         tokenizer: Path | None = None,
-        sizes: ModelConfig = SD15,
     ):
         """See `load_model` for the arguments."""
-        self._checkpoint = find_checkpoint(path, variant, sizes)
+        self._checkpoint = find_checkpoint(path, variant)
         for part in self._checkpoint.parts:
             prepare_network(self._checkpoint, part)
         self.config, self.device, self.dtype = self._checkpoint.config, torch.device(device), dtype
@@ -41,7 +38,7 @@ class OnDemandModel:
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each network has."""
         parts = self._checkpoint.parts.items()
-        return {part: sum(math.prod(tensor.shape) for tensor in tensors.values()) for part, tensors in parts}
+        return {part: sum(tensor.numel for tensor in tensors.values()) for part, tensors in parts}
 
     def stored(self, part: str) -> torch.dtype:
         """What most of the network's tensors are in the file."""
@@ -55,8 +52,9 @@ class OnDemandModel:
         """
         key = part, dtype or self.dtype, streamed
         if key not in self._here:
-            network, tensors = prepare_network(self._checkpoint, part), self._checkpoint.parts[part]
-            (stream if streamed else read_network)(network, tensors, self.device, key[1])
+            with torch.inference_mode(False):  # a caller's would make weights of a kind that no gradient passes
+                network, tensors = prepare_network(self._checkpoint, part), self._checkpoint.parts[part]
+                (stream if streamed else read_network)(network, tensors, self.device, key[1])
             self._here[key] = network
         return self._here[key]
 

@@ -21,12 +21,24 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..errors import InputError
 from ..files import check_place
+from ..inversion import Inversion
 from ..loading import parse_device
 from ..weights import MINIATURE_FOLDER, load_model
 from ..weights.loading import Model
 from .random_weights import RANDOM, random_model
 
 TOKENS = 77  # of a prompt
+
+
+class Given(Inversion):
+    """What an inversion would have found, by name, whatever the recipe."""
+
+    def __init__(self, **lists: list):
+        super().__init__()
+        self.lists = lists
+
+    def find(self, name: str, *_, **__) -> list:
+        return self.lists[name.replace(" ", "_")]
 
 
 def complete(options: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..inversion import Inversion
 from ..methods.baret import METHOD, BaretKnobs
 from ..methods.common import Job
 from ..pipeline import StableDiffusion
@@ -22,12 +21,11 @@ WHOLE = BaretKnobs()  # the paper's 50 steps
 EQUAL = 1e-4  # of the latents' size, in float32
 
 
-class Prepared(Inversion):
-    """What an inversion would have left behind, whatever the recipe: noise for z*[T], embeddings near the prompt's
+class Prepared(common.Given):
+    """Noise for z*[T], embeddings near the prompt's
     that stand for E[i], and the latents where these lead."""
 
     def __init__(self, sd: StableDiffusion, side: int, knobs: BaretKnobs):
-        super().__init__()
         torch.manual_seed(0)
         self.target, self.null = sd.embed(PROMPT), sd.embed("")
         self.noise = torch.randn(1, sd.config.unet.latent_channels, side, side, device=sd.device)
@@ -35,10 +33,7 @@ class Prepared(Inversion):
         alone = Branch("reconstruction", self.noise, self.embeddings, self.null)
         steps = sample(sd, [alone], knobs.schedule, knobs.guidance, wanted=["reconstruction"])
         tuned = [Tuned(e, step.latents, torch.zeros(1)) for e, step in zip(self.embeddings, steps)]
-        self.lists = {"trajectory": [(self.noise,)] * (knobs.steps + 1), "target embeddings": tuned}
-
-    def find(self, name: str, *_, **__) -> list:
-        return self.lists[name]
+        super().__init__(trajectory=[(self.noise,)] * (knobs.steps + 1), target_embeddings=tuned)
 
 
 def ways(sd: StableDiffusion, found: Prepared, knobs: BaretKnobs) -> dict[str, Iterator[Tensor]]:

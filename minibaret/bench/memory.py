@@ -44,7 +44,7 @@ def bench(options: argparse.Namespace) -> None:
         size = options.size or 0
         cases = TABLE if options.table else [(dtype, limit, 1, False) for limit in options.limit or ["none"]]
         for dtype, limit, part, from_file in cases:
-            arguments = folders.of(dtype), dtype, str(size // part or -part), str(options.device)
+            arguments = folders.of(dtype), dtype, str(size), str(part), str(options.device)
             file = str(Path(temporary) / f"{dtype}-{part}.safetensors") if from_file else ""
             if from_file:
                 common.in_process("memory-once", "invert", *arguments, limit, file)
@@ -82,11 +82,11 @@ def once(what: str, weights: str, dtype: str, size: str, *more: str) -> dict:
     from ..weights.miniature.world.drawing import render
     from ..weights.miniature.world.scene import Scene
 
-    device, limit, file = more
+    part, device, limit, file = more
     limit = None if limit == "none" else parse_limit(limit)
     editor = load(None if weights == "miniature" else weights, device, dtype, memory_limit=limit)
-    picture, side = render(Scene(1, "dog", "standing", "brown", "grass")), int(size)
-    side = side if side > 0 else editor.config.image_size // -side if side else editor.config.image_size
+    picture = render(Scene(1, "dog", "standing", "brown", "grass"))
+    side = (int(size) or editor.config.image_size) // int(part)
     if what == "invert":
         editor.invert(picture, PROMPT, size=(side, side), file=Path(file), **KNOBS)
         return {}

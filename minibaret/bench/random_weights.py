@@ -41,11 +41,9 @@ class RandomTensor:
         return values.div_(self.shape[1:].numel() ** 0.5)
 
 
-def random_model(
-    config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Model:
+def random_model(config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
     """Networks of random numbers, frozen, and a tokenizer of made-up merges."""
-    generator, networks = torch.Generator(device).manual_seed(seed), {}
+    generator, networks = torch.Generator(device).manual_seed(0), {}
     for part, kind in NETWORKS.items():
         with torch.device("meta"):
             networks[part] = kind(getattr(config, part))

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..editor import defaults_of
-from ..inversion import Inversion
 from ..loading import automatic_dtype
 from ..methods.baret import METHOD
 from ..methods.common import Job
@@ -30,16 +29,10 @@ INNER = 10  # gradient passes a time step, at most (Mokady et al. 2022; num_inne
 Part = dict[str, object]  # a line of the table: what, how many of it, and milliseconds each
 
 
-class Kept(Inversion):
+def given(latents: Tensor, target: Tensor, steps: int, tuned: int) -> common.Given:
     """Random numbers in the place of what an inversion has found: its trajectory and the first steps of its tuning."""
-
-    def __init__(self, latents: Tensor, target: Tensor, steps: int, tuned: int):
-        super().__init__()
-        trajectory = [(torch.randn_like(latents),) for _ in range(steps + 1)]
-        self.lists = {"trajectory": trajectory, "target embeddings": [Tuned(target, latents, torch.zeros(1))] * tuned}
-
-    def find(self, name: str, *_, **__) -> list:
-        return self.lists[name]
+    trajectory = [(torch.randn_like(latents),) for _ in range(steps + 1)]
+    return common.Given(trajectory=trajectory, target_embeddings=[Tuned(target, latents, torch.zeros(1))] * tuned)
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -89,7 +82,7 @@ def our_parts(sd: StableDiffusion, side: int, rounds: int) -> list[Part]:
     knobs, target = METHOD.knobs_from(defaults_of(sd.config, METHOD)), sd.embed(PROMPT)
     latents = torch.randn(1, sd.config.unet.latent_channels, side, side, device=sd.device)
     inversion = METHOD.invert(sd, Job(latents, PROMPT), knobs)
-    tuning = METHOD.invert(sd, Job(latents, PROMPT, kept=Kept(latents, target, knobs.steps, 0)), knobs)
+    tuning = METHOD.invert(sd, Job(latents, PROMPT, kept=given(latents, target, knobs.steps, 0)), knobs)
     parts = [
         measured("a step of the DDIM inversion", knobs.steps, lambda: next(inversion), sd, rounds),
         measured("a time step of target-text inversion", knobs.steps, lambda: next(tuning), sd, rounds),
@@ -99,7 +92,7 @@ def our_parts(sd: StableDiffusion, side: int, rounds: int) -> list[Part]:
     kinds = Counter(tuple(kind for kind in tau if step < tau[kind]) for step in range(knobs.steps))
     for kind, count in kinds.items():  # each as an edit of one step
         flags = {f"{name}_steps": float(name in kind) for name in tau}
-        kept = Kept(latents, target, steps=1, tuned=1)
+        kept = given(latents, target, steps=1, tuned=1)
         editing = METHOD.edit(sd, Job(latents, PROMPT, kept=kept), dataclasses.replace(knobs, steps=1, **flags))
         name = f"a step of the edit, {' and '.join(kind) or 'nothing'} injected"
         parts.append(measured(name, count, lambda editing=editing: next(editing), sd))
@@ -115,9 +108,9 @@ def published_parts(model: Model, side: int, options: argparse.Namespace) -> lis
     unet.materialise(True)
 
     def forward(rows: int) -> float:
-        given = inputs(model.unet, side, rows)
+        arguments = inputs(model.unet, side, rows)
         with torch.no_grad():
-            return common.milliseconds(lambda: unet(*given), 1, options.device)
+            return common.milliseconds(lambda: unet(*arguments), 1, options.device)
 
     once, twice, four_times = ([forward(rows) for _ in range(options.rounds)] for rows in (1, 2, 4))
     steps = tune.STEPS

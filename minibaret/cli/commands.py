@@ -14,12 +14,13 @@ from ..kernels import triton_problem
 from ..loading import check_defaults, load, parse_device
 from ..maps import MapRequest
 from ..methods import METHODS, find
+from ..methods.common import as_text
 from ..progress import ProgressBars, run_to_end
 from ..result import Result
 from ..weights.folder import CONFIG, read_config
 from .common import check_outputs, check_pictures, open_editor, size_of, warn_of_steps, warn_of_words, write_picture
 from .evaluate import evaluate
-from .options import chosen_knobs
+from .options import chosen_knobs, names_in
 
 MOST_COLUMNS = 5  # pictures side by side on a sheet
 
@@ -55,8 +56,7 @@ def generate(options: argparse.Namespace) -> None:
     words = [f"--{name.replace('_', '-')}" for name in knobs if name not in ("steps", "guidance")]
     if source is None and words:
         raise InputError(f"a --source-prompt is needed for {', '.join(words)}, got none")
-    if options.steps is not None:
-        warn_of_steps(options.steps)
+    warn_of_steps(options.steps)
     editor = open_editor(options)
     size = size_of(options, editor)
     check_pictures(options, size, {options.output: (1 if source is None else 2, 1)})
@@ -75,9 +75,8 @@ def generate(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     check_outputs(options, options.output)
-    names = options.methods.split(",") if options.methods else list(METHODS)
-    if options.steps is not None:
-        warn_of_steps(options.steps)
+    names = names_in(options.methods) if options.methods else list(METHODS)
+    warn_of_steps(options.steps)
     editor = open_editor(options)
     choices = {"source_prompt": options.source_prompt, "methods": names, "preset": options.preset}
     choices |= chosen_knobs(options)
@@ -104,8 +103,7 @@ def methods(options: argparse.Namespace) -> None:
     seconds = _measured(options.steps) if options.measure else {}
     rows = [("method", "needs", "knob", "tunes", *(["seconds"] if seconds else []), "paper", "")]
     for method in METHODS.values():
-        default = getattr(method.knobs(), method.strength) if method.strength else ""
-        knob = f"{method.strength.replace('_', '-')} {default}" if method.strength else "–"
+        knob = f"{method.strength.replace('_', '-')} {as_text(getattr(method.knobs(), method.strength))}"
         took = [f"{seconds[method.name]:.1f}"] if seconds else []
         rows.append((method.name, method.needs(), knob, method.tunes or "–", *took, method.paper, method.summary))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
@@ -164,10 +162,14 @@ def maps(options: argparse.Namespace) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    with ProgressBars() as bars:
-        weights.convert(
-            options.path, options.output, options.dtype, options.variant, options.tokenizer, watch=bars.count
-        )
+    try:
+        with ProgressBars() as bars:
+            weights.convert(
+                options.path, options.output, options.dtype, options.variant, options.tokenizer, watch=bars.count
+            )
+    except KeyboardInterrupt:
+        said = f"{options.output}.part has a part of it, which the same command begins anew"
+        raise KeyboardInterrupt(said) from None
     print(f"{options.output}: {options.dtype}, {sum(file.stat().st_size for file in options.output.iterdir()):,} bytes")
 
 
@@ -187,8 +189,7 @@ def _knobs(options: argparse.Namespace) -> dict:
     """The knobs named on the command line; the others keep their defaults. Raises InputError for another method's."""
     given = chosen_knobs(options)
     find(options.method).knobs_from(given)
-    if "steps" in given:
-        warn_of_steps(given["steps"])
+    warn_of_steps(given.get("steps"))
     return given
 
 

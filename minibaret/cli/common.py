@@ -58,7 +58,7 @@ def write_picture(options: argparse.Namespace, picture: Image.Image, path: Path)
     options.written.append(path)
 
 
-def warn_of_steps(steps: int) -> None:
+def warn_of_steps(steps: int | None) -> None:
     warning = Schedule(steps).warning() if fits("steps", steps) else None
     if warning:
         print(f"{PROG}: {warning}", file=sys.stderr)

@@ -11,17 +11,17 @@ from .. import charts
 from ..editor import Editor
 from ..errors import InputError
 from ..evaluation import curves, report
-from ..evaluation.cases import Source, folder_sources, pie_sources
+from ..evaluation.cases import LazyCase, folder_cases, pie_cases
 from ..evaluation.networks import Networks
 from ..evaluation.rows import Row, best, sweep
-from ..evaluation.scoring import Edit, Kept, Laboratory, Scorer, own_tower
+from ..evaluation.scoring import Edit, Laboratory, ScoreFile, Scorer, own_tower
 from ..files import check_place, write_whole
 from ..methods import METHODS
 from ..origin import weight_digests
 from ..progress import ProgressBars
-from ..weights.miniature.cases import SEEDS, drawn_sources
+from ..weights.miniature.cases import SEEDS, drawn_cases
 from .common import loading, warn_of_steps, write_picture
-from .options import chosen_knobs, method_with_knobs
+from .options import chosen_knobs, method_with_knobs, names_in
 
 DRAWN = ("drawn:", "sweep:")  # cases that are made, not read
 
@@ -37,12 +37,11 @@ def evaluate(options: argparse.Namespace) -> None:
     pictures = options.output.with_suffix("")
     if pictures.exists() and not (pictures.is_dir() and (options.output.exists() or not any(pictures.iterdir()))):
         raise InputError(f"the edits' pictures go into a new folder {pictures}, but that is there: name other results")
-    if options.steps is not None:
-        warn_of_steps(options.steps)
+    warn_of_steps(options.steps)
     laboratory = Laboratory(loading(options), options.networks, pictures)
     editor, _ = laboratory.open()
     shared, rows = chosen_knobs(options), []
-    for name, knobs in map(method_with_knobs, options.methods.replace(" ", "").split(",")):
+    for name, knobs in map(method_with_knobs, names_in(options.methods)):
         knobs = {**shared, **knobs}
         rows.append(Row(name, vars(editor.settings(name, options.preset, **knobs))))
     asked = [*rows]
@@ -67,7 +66,7 @@ def evaluate(options: argparse.Namespace) -> None:
         left_out |= without
     if not edits:
         raise InputError(f"cases with source prompts were wanted for {', '.join(left_out)}, got none")
-    kept = Kept(options.output, _fingerprint(editor, options.networks))
+    kept = ScoreFile(options.output, _fingerprint(editor, options.networks))
     try:
         with ProgressBars() as bars:
             scores = Scorer(laboratory, kept, options.jobs, bars.count).edits(edits)
@@ -111,14 +110,14 @@ def _show(options: argparse.Namespace) -> None:
         write_picture(options, charts.picture(curves.charts(found)), outputs["-curves.png"])
 
 
-def _sources(spec: str, side: int) -> list[Source]:
+def _sources(spec: str, side: int) -> list[LazyCase]:
     """The cases of an argument. Raises InputError where there are none."""
     where, _, rest = spec.partition(":")
     places = {
-        "drawn": partial(drawn_sources, seeds=SEEDS["held-out"], side=side),
-        "sweep": partial(drawn_sources, seeds=SEEDS["sweep"], side=side),
-        "pie": pie_sources,
-        "folder": folder_sources,
+        "drawn": partial(drawn_cases, seeds=SEEDS["held-out"], side=side),
+        "sweep": partial(drawn_cases, seeds=SEEDS["sweep"], side=side),
+        "pie": pie_cases,
+        "folder": folder_cases,
     }
     if where not in places or not rest:
         raise InputError(f"cases must be drawn:…, sweep:…, pie:FOLDER or folder:PATH, got {spec}")

@@ -233,6 +233,11 @@ def _add_knobs(group, method: str | None = None) -> None:
             group.add_argument(flag, choices=kind, help=help)
 
 
+def names_in(text: str) -> list[str]:
+    """What stands between commas."""
+    return [name.strip() for name in text.split(",")]
+
+
 def method_with_knobs(text: str) -> tuple[str, dict]:
     """METHOD+KNOB=VALUE+…: the method's name, and its knobs by name. Raises InputError for what is neither."""
     from ..methods import find
@@ -272,11 +277,13 @@ def chosen_knobs(options: argparse.Namespace, method: str | None = None) -> dict
 
 def _help(entries: dict, alone: bool) -> str:
     """What the knob is and its default, by methods where these differ in it. alone: there is one method."""
+    from ..methods.common import as_text
+
     texts: dict[str, dict[str, list[str]]] = {}  # by what it is, by default: the methods
     for method, entry in entries.items():
         source = f", {entry.metadata['source']}" * bool(entry.metadata["source"])
         groups = texts.setdefault(entry.metadata["help"], {})
-        groups.setdefault(_said(entry.default) + source, []).append(method)
+        groups.setdefault(as_text(entry.default) + source, []).append(method)
     said = []
     for text, groups in texts.items():
         (most, _), *others = sorted(groups.items(), key=lambda group: -len(group[1]))
@@ -285,12 +292,6 @@ def _help(entries: dict, alone: bool) -> str:
         whose = f"{having}: " if not alone and (len(texts) > 1 or len(entries) == 1) else ""
         said.append(f"{whose}{text} ({defaults})")
     return "; ".join(said).replace("%", "%%")
-
-
-def _said(value) -> str:
-    if value is None or value == ():
-        return "none"
-    return ":".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -54,7 +54,7 @@ class Case:
         return dataclasses.replace(self, image=fit_image(self.image, size, self.fit), answers=answers, mask=mask)
 
 
-class Source(NamedTuple):
+class LazyCase(NamedTuple):
     """Where a case comes from. It is made in the process that edits it."""
 
     name: str  # kind/which, fit for a file's name; no other case has it
@@ -75,7 +75,7 @@ def unchanged(before: Image.Image, after: Image.Image) -> np.ndarray:
     return (np.asarray(before) == np.asarray(after)).all(-1)
 
 
-def pie_sources(spec: str) -> list[Source]:
+def pie_cases(spec: str) -> list[LazyCase]:
     """FOLDER[:KIND] of PIE-Bench (PnPInversion): mapping_file.json and annotation_images/; of one kind of edit, or all.
     Raises InputError where they are not what they should be."""
     folder, kind = _folder_and_kind(spec)
@@ -97,7 +97,7 @@ def pie_sources(spec: str) -> list[Source]:
             raise InputError(f"entry {key} of {path} must have {wanted} as PIE-Bench has them, but: {got}") from None
         if kind in (None, found):
             name = named(found, key, folder / "annotation_images" / texts[0], *texts, str(runs))
-            sources.append(Source(name, partial(pie_case, folder, *texts, runs, found)))
+            sources.append(LazyCase(name, partial(pie_case, folder, *texts, runs, found)))
     return sources
 
 
@@ -115,21 +115,21 @@ def pie_case(folder: Path, image: str, source: str, prompt: str, runs: tuple[int
     return Case(picture, prompt, source, mask=pie_mask(runs).resize(picture.size, Image.Resampling.NEAREST), kind=kind)
 
 
-def pie_mask(runs: tuple[int, ...], side: int = PIE_SIDE) -> Image.Image:
-    """PIE-Bench's run lengths, pairs of start and length over the rows of side² pixels; its outermost pixels are always
+def pie_mask(runs: tuple[int, ...]) -> Image.Image:
+    """PIE-Bench's run lengths, pairs of start and length over the rows of 512² pixels; its outermost pixels are always
     among them. Raises InputError where a run does not fit."""
-    mask = np.zeros(side * side, dtype=np.uint8)
+    mask = np.zeros(PIE_SIDE**2, dtype=np.uint8)
     for start, length in zip(runs[::2], runs[1::2]):
         mask[start : start + length] = 255
     ends = [start + length for start, length in zip(runs[::2], runs[1::2])]
-    if len(runs) % 2 or any(run < 0 for run in runs) or any(end > side * side for end in ends):
-        raise InputError(f"a mask must be pairs of start and length within {side * side} pixels, got {str(runs)[:40]}")
-    mask = mask.reshape(side, side)
+    if len(runs) % 2 or any(run < 0 for run in runs) or any(end > PIE_SIDE**2 for end in ends):
+        raise InputError(f"a mask must be pairs of start and length within {PIE_SIDE**2} pixels, got {str(runs)[:40]}")
+    mask = mask.reshape(PIE_SIDE, PIE_SIDE)
     mask[[0, -1]] = mask[:, [0, -1]] = 255
     return Image.fromarray(mask)
 
 
-def folder_sources(spec: str) -> list[Source]:
+def folder_cases(spec: str) -> list[LazyCase]:
     """A folder of pictures and one CSV file, as TEdBench is: a line a case, columns image (a path in the folder),
     prompt, and source_prompt and kind, if they are known. Raises InputError where they are not what they should be."""
     folder = Path(spec)
@@ -155,7 +155,7 @@ def folder_sources(spec: str) -> list[Source]:
             raise InputError(f"line {number} of {tables[0]} must have an image and a prompt")
         kind = texts.pop("kind") or folder.resolve().name
         name = named(kind, Path(texts["image"]).stem, folder / texts["image"], *texts.values())
-        sources.append(Source(name, partial(folder_case, folder, kind=kind, **texts)))
+        sources.append(LazyCase(name, partial(folder_case, folder, kind=kind, **texts)))
     if len({bool((line.get("source_prompt") or "").strip()) for line in lines}) > 1:
         raise InputError(f"{tables[0]} must have a source_prompt in every line or in none")
     return sources

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..charts import figure
+from ..methods.common import as_text
 from .metrics import METRICS
 from .report import Line
-from .rows import as_text, ranged
+from .rows import ranged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +48,9 @@ def curves(lines: Sequence[Line]) -> dict[str, Curve]:
 
 def charts(found: dict[str, Curve]) -> "Figure":
     """A chart for every two of AXES that a curve has and varies along; of few curves also the intervals, thin."""
-    pairs = [[(x, y) for x in xs for y in ys if any(_has(c, x, y) for c in found.values())][:1] for xs, ys in AXES]
-    drawn = [pair for first in pairs for pair in first]
+    pairs = ([(x, y) for x in xs for y in ys if any(_has(c, x, y) for c in found.values())] for xs, ys in AXES)
+    drawn = [having[0] for having in pairs if having]
+    kind = next(line.kind for curve in found.values() for _, line in curve)
     made = figure(max(-(-len(drawn) // 2), 1), 2)
     names, texts = {}, []
     for axes, (x, y) in zip(made.axes, drawn):
@@ -64,7 +66,6 @@ def charts(found: dict[str, Curve]) -> "Figure":
                 bars += [((*values, up, across), colour)]
                 texts += [(axes, text, point, colour) for (text, _), point in zip(curve, zip(*values))]
                 cases |= {f.cases for side in sides for f in side}
-                kind = curve[0][1].kind
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # wide intervals leave the points their room
         for bar, colour in bars if len(found) <= FEW else ():
             axes.errorbar(*bar, fmt="none", ecolor=colour, elinewidth=0.4)

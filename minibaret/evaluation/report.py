@@ -133,10 +133,10 @@ def in_units(figures: dict[str, Figure]) -> dict[str, Figure]:
 def as_text(lines: Sequence[Line], against: str = "") -> str:
     """Markdown, a line for each row: a table for each part of METRICS; then, where there are several kinds of case, one
     for each of BY_KIND, with a column for each of them."""
-    shared = labels([line.row for line in lines])[1]
-    text = [f"Means over cases, 95 % intervals in brackets.{f' All: {shared}.' if shared else ''}", ""]
     first, *kinds = dict.fromkeys(line.kind for line in lines)
     mine = [line for line in lines if line.kind == first]
+    _, shared = labels([line.row for line in mine])
+    text = [f"Means over cases, 95 % intervals in brackets.{f' All: {shared}.' if shared else ''}", ""]
     for part, title in PARTS.items():
         names = [name for name in METRICS if METRICS[name].part == part]
         names = [name for name in names if any(name in line.figures or name in line.absent for line in mine)]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..files import read_json
 from ..methods import METHODS, find
+from ..methods.common import as_text
 from ..weights.folder import tuples
 
 RANGES = {  # of knobs, the useful ones; ours
@@ -95,10 +96,3 @@ def changes_of(row: Row) -> dict[str, str]:
         for name, value in row.knobs.items()
         if value != own.get(name)
     }
-
-
-def as_text(value: object) -> str:
-    """A knob's value as the command line takes it."""
-    if not isinstance(value, tuple):
-        return str(value)
-    return ":".join(f"{part[0]}={part[1]:g}" if isinstance(part, tuple | list) else f"{part:g}" for part in value)

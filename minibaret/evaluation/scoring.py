@@ -23,9 +23,9 @@ from ..pipeline import StableDiffusion
 from ..progress import Count, nobody
 from ..result import Result
 from ..weights import MINIATURE_FOLDER
-from ..weights.folder import load_image_encoder, tuples
+from ..weights.folder import IMAGE_ENCODER, load_image_encoder, tuples
 from ..workers import in_workers
-from .cases import Case, Source
+from .cases import Case, LazyCase
 from .metrics import METRICS
 from .networks import Missing, Networks
 
@@ -83,17 +83,17 @@ def score(
 class Edit(NamedTuple):
     """One edit to be scored."""
 
-    source: Source
+    case: LazyCase
     method: str
     knobs: dict[str, object]  # all that the method has
 
     @property
     def of(self) -> dict:
         """What its scores are kept under."""
-        return {"case": self.source.name, "method": self.method, "knobs": self.knobs}
+        return {"case": self.case.name, "method": self.method, "knobs": self.knobs}
 
 
-class Kept:
+class ScoreFile:
     """Scores by what they are of, one JSON line each; in a file where a path is given, so that work can go on there.
 
     A last line that was cut short, as by a kill, is dropped. fingerprint: of the weights, and of what else the scores
@@ -127,8 +127,8 @@ class Kept:
 
 
 def read_lines(path: Path) -> tuple[list[dict], int]:
-    """Kept scores, and how many bytes of the file hold them: a last line without an end is left out. Raises InputError,
-    with the line's number, for one that holds something else, and for a file without a line."""
+    """The kept scores, and how many bytes of the file hold them: a last line without an end is left out. Raises
+    InputError, with the line's number, for one that holds something else."""
     *lines, rest = path.read_bytes().split(b"\n")
     found = []
     for number, line in enumerate(lines, 1):
@@ -159,7 +159,7 @@ class Laboratory:
 def own_tower(weights: Path | None) -> ImageTower | None:
     """The image half of a CLIP pair that the weights may bring."""
     folder = weights or MINIATURE_FOLDER
-    return load_image_encoder(folder) if (folder / "image_encoder.safetensors").exists() else None
+    return load_image_encoder(folder) if (folder / IMAGE_ENCODER).exists() else None
 
 
 @dataclass
@@ -167,7 +167,7 @@ class Scorer:
     """Scores what is asked for and not kept."""
 
     laboratory: Laboratory
-    kept: Kept
+    kept: ScoreFile
     jobs: int = 1  # processes of one thread each; one: this process, as it is
     watch: Count = nobody
 
@@ -176,7 +176,7 @@ class Scorer:
         only the first of such has its costs."""
         groups: dict[tuple[str, str], dict[str, Edit]] = {}
         for edit in edits:
-            groups.setdefault((edit.source.name, edit.method), {})[json.dumps(edit.of)] = edit
+            groups.setdefault((edit.case.name, edit.method), {})[json.dumps(edit.of)] = edit
         self.make("edits", _edits, [list(alike.values()) for alike in groups.values()], lambda edit: edit.of)
         return [self.kept.get(edit.of) for edit in edits]
 
@@ -206,7 +206,7 @@ def _whole(function: Callable, laboratory: Laboratory, group: Sequence) -> list[
 def _edits(laboratory: Laboratory, edits: Sequence[Edit]) -> Iterator[Scores]:
     """Of edits of one case by one method, as they are made."""
     editor, networks = laboratory.open()
-    case, inversions = edits[0].source.make(), []
+    case, inversions = edits[0].case.make(), []
     prompts = [editor.sd.tokens(text) for text in (case.prompt, case.source_prompt or "")]
     for edit in edits:
         inversion = next((kept for kept in inversions if kept.holds_tuning(edit.knobs, prompts)), None)
@@ -214,7 +214,7 @@ def _edits(laboratory: Laboratory, edits: Sequence[Edit]) -> Iterator[Scores]:
         try:
             scores, result = score(editor, case, edit.method, tuples(edit.knobs), **given)
         except InputError as error:
-            raise InputError(f"{edit.source.name} by {edit.method}: {error}") from None
+            raise InputError(f"{edit.case.name} by {edit.method}: {error}") from None
         inversions += [result.kept] if inversion is None else []
         if laboratory.pictures:
             leave_pictures(laboratory.pictures, edit.of, case.fitted(result.input.size), result.image)

@@ -16,7 +16,7 @@ from . import (
     sdedit,
     sine,
 )
-from .common import Edit, Job, Knobs, Method
+from .common import EditFunction, Job, Knobs, Method
 
 MODULES = (
     *(baret, prompt_tuning),  # tune the target's embedding
@@ -28,7 +28,7 @@ MODULES = (
 METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in MODULES}
 
 
-def find(method: str | Method | Knobs | Edit) -> Method:
+def find(method: str | Method | Knobs | EditFunction) -> Method:
     """The method of that name or those knobs, or one made of a function `edit(sd, job, knobs)`. Raises InputError for
     another name."""
     if isinstance(method, Method):

@@ -82,6 +82,6 @@ METHOD = Method(
     strength="self_steps",
     tunes="target embedding",
     keeps="target embeddings",
-    rows=6,
+    batch=6,
     paper_values={"solver": "adam", "inner_steps": 5},
 )

@@ -114,6 +114,15 @@ def fits(kind: str | tuple[str, ...], value) -> bool:
     }[kind]
 
 
+def as_text(value: object) -> str:
+    """A knob's value as the command line takes it; "none" for none."""
+    if value is None or value == ():
+        return "none"
+    if not isinstance(value, tuple):
+        return str(value)
+    return ":".join(f"{part[0]}={part[1]:g}" if isinstance(part, tuple | list) else f"{part:g}" for part in value)
+
+
 @dataclass
 class Job:
     """What a method is asked for."""
@@ -137,7 +146,7 @@ class Job:
 
 
 Found = dict[str, Tensor]  # final latents (1, 4, h, w) by branch; "edit" is among them
-Edit = Callable[[StableDiffusion, Job, Knobs], Generator[Step, None, Found]]
+EditFunction = Callable[[StableDiffusion, Job, Knobs], Generator[Step, None, Found]]
 
 
 @dataclass(frozen=True)
@@ -147,15 +156,15 @@ class Method:
     name: str
     summary: str  # one line
     paper: str  # authors, year
-    edit: Edit
+    edit: EditFunction
     knobs: type[Knobs] = Knobs
-    invert: Edit | None = None  # its slow part alone, whose findings an inversion file keeps
+    invert: EditFunction | None = None  # its slow part alone, whose findings an inversion file keeps
     needs_source: bool = False  # a source prompt
     strength: str = ""  # the knob for trade-off curves
     tunes: str = ""  # what it tunes, if anything
     keeps: str = ""  # the list of what it tunes in an `Inversion`
     copies: tuple[str, ...] = ()  # the networks that it tunes copies of
-    rows: int = 4  # of the UNet's largest batch
+    batch: int = 4  # rows of the UNet's largest
     paper_values: Mapping[str, object] = field(default_factory=dict)  # of knobs whose defaults are not the paper's
 
     def needs(self) -> str:

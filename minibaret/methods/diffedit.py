@@ -67,5 +67,5 @@ METHOD = Method(
     knobs=DiffEditKnobs,
     invert=encode_decode.invert,
     strength="ratio",
-    rows=2,
+    batch=2,
 )

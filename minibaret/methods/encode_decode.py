@@ -36,5 +36,5 @@ METHOD = Method(
     knobs=EncodeDecodeKnobs,
     invert=invert,
     strength="ratio",
-    rows=2,
+    batch=2,
 )

@@ -72,5 +72,5 @@ METHOD = Method(
     tunes="target embedding, copy of UNet",
     keeps="embedding near the target",
     copies=("unet",),
-    rows=2,
+    batch=2,
 )

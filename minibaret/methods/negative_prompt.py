@@ -30,5 +30,5 @@ METHOD = Method(
     invert=invert_source,
     needs_source=True,
     strength="cross_steps",
-    rows=3,
+    batch=3,
 )

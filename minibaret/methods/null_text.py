@@ -49,6 +49,6 @@ METHOD = Method(
     strength="cross_steps",
     tunes="null embedding",
     keeps="null embeddings",
-    rows=3,
+    batch=3,
     paper_values={"solver": "adam", "inner_steps": 10},
 )

@@ -56,5 +56,5 @@ METHOD = Method(
     knobs=PlugAndPlayKnobs,
     invert=invert,
     strength="self_steps",
-    rows=3,
+    batch=3,
 )

@@ -51,6 +51,6 @@ METHOD = Method(
     strength="eta",
     tunes="target embedding",
     keeps="target embeddings",
-    rows=2,
+    batch=2,
     paper_values={"solver": "adam", "inner_steps": 10},
 )

@@ -31,5 +31,5 @@ METHOD = Method(
     edit=edit,
     knobs=SDEditKnobs,
     strength="strength",
-    rows=2,
+    batch=2,
 )

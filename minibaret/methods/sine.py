@@ -77,5 +77,5 @@ METHOD = Method(
     strength="source_weight",
     tunes="copies of UNet and text encoder",
     copies=("unet", "text_encoder"),
-    rows=2,
+    batch=2,
 )

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from minibaret.errors import InputError
-from minibaret.evaluation.scoring import Kept, Laboratory, Scorer
+from minibaret.evaluation.scoring import Laboratory, ScoreFile, Scorer
 from minibaret.images import check_writable, write_image
 from minibaret.loading import load
 from minibaret.process import STOPPED, stopped_by_signals
@@ -98,7 +98,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     editor, seeds = load(options.weights, "cpu"), SEEDS[options.seeds]
-    kept = Kept(options.keep, fingerprint(options.weights))
+    kept = ScoreFile(options.keep, fingerprint(options.weights))
     with ProgressBars() as bars:
         scorer = Scorer(Laboratory((options.weights, "cpu")), kept, options.workers, bars.count)
         rows = network_rows(editor, options.weights, kept_scores(scorer, seeds[: options.scenes]))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from minibaret.errors import InputError
-from minibaret.evaluation.cases import Case, Source
+from minibaret.evaluation.cases import Case, LazyCase
 
 from .world.drawing import render
 from .world.scene import MEASURED_SEEDS, SWEEP_SEEDS
@@ -25,15 +25,15 @@ def drawn_case(kind: str, seed: int, side: int) -> Case:
     )
 
 
-def drawn_source(kind: str, seed: int, side: int) -> Source:
-    return Source(f"{kind}/{seed}", partial(drawn_case, kind, seed, side))
+def lazy_case(kind: str, seed: int, side: int) -> LazyCase:
+    return LazyCase(f"{kind}/{seed}", partial(drawn_case, kind, seed, side))
 
 
-def drawn_sources(spec: str, seeds: Sequence[int], side: int) -> list[Source]:
+def drawn_cases(spec: str, seeds: Sequence[int], side: int) -> list[LazyCase]:
     """KIND:COUNT, of the first seeds. Raises InputError for another."""
     kind, _, count = spec.partition(":")
     if kind not in KINDS or not count.isdecimal() or not int(count):
         raise InputError(f"drawn: and sweep: must be followed by {'|'.join(KINDS)}:COUNT, got {spec}")
     if int(count) > len(seeds):
         raise InputError(f"there are {len(seeds):,} drawn scenes, too few for {spec}")
-    return [drawn_source(kind, seed, side) for seed in seeds[: int(count)]]
+    return [lazy_case(kind, seed, side) for seed in seeds[: int(count)]]

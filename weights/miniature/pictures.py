@@ -41,7 +41,7 @@ def edits(weights: Path, watch: Count = nobody) -> Image.Image:
     for seed in SEEDS["held-out"][:EDITS]:
         case = drawn_case("posture", seed, editor.config.image_size)
         found = editor.edit(case.image, case.prompt, pictures="all").images
-        rows.append({"input": case.image, **found, "edit": found["edit"], "right answer": case.answer})
+        rows.append({"input": case.image, **found, "right answer": case.answer})
         watch("edits", len(rows), EDITS)
     return columns_sheet([[*row.values()] for row in rows], [*rows[0]])
 

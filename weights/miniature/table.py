@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from minibaret.editor import Editor
 from minibaret.evaluation.intervals import Figure, mean, means
+from minibaret.evaluation.metrics import METRICS
 from minibaret.evaluation.scoring import Edit, Scorer, Scores
 
 from . import networks
-from .cases import drawn_case, drawn_source
+from .cases import drawn_case, lazy_case
 from .world.tasks import KINDS
 
 PAPER = "paper"  # the preset: every method's own knobs, whatever the weights' config says
@@ -50,7 +51,7 @@ TRIALS = {
     },
 }
 CASES = {"calibration": KINDS, "quality": ("posture",)}  # PIE-Bench's figures are of every kind of edit
-METRICS = {"success": "success, %", "background_psnr": "background, dB", "answer_psnr": "right answer, dB"}
+SHOWN = ("success", "background_psnr", "answer_psnr")
 GENERATED = {"animal": 95, "colour": 95, "ground": 95, "posture": 92, "addition": 90}  # % wanted, at guidance 7.5
 
 
@@ -84,16 +85,13 @@ def edit_rows(editor: Editor, scorer: Scorer, seeds: Sequence[int]) -> list[Row]
 def edits_of(editor: Editor, trial: Trial, kinds: Sequence[str], seeds: Sequence[int]) -> list[Edit]:
     knobs = vars(editor.settings(trial.method, PAPER, **trial.changes))
     side = editor.config.image_size
-    return [Edit(drawn_source(kind, seed, side), trial.method, knobs) for kind in kinds for seed in seeds]
+    return [Edit(lazy_case(kind, seed, side), trial.method, knobs) for kind in kinds for seed in seeds]
 
 
 def trial_rows(part: str, name: str, scores: Mapping[tuple[str, str], Sequence[Scores]]) -> list[Row]:
     found, trial = scores[part, name], TRIALS[part][name]
     figures = means(found)
-    rows = [
-        Row(part, name, title, figures[metric].times(100) if metric == "success" else figures[metric])
-        for metric, title in METRICS.items()
-    ]
+    rows = [Row(part, name, METRICS[metric].title, figures[metric].times(METRICS[metric].scale)) for metric in SHOWN]
     other = scores.get((part, trial.over))
     if other:
         gain = mean(a["background_psnr"] - b["background_psnr"] for a, b in zip(found, other))

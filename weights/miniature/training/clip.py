@@ -11,7 +11,7 @@ from minibaret.models.configs import ImageEncoderConfig, TextEncoderConfig
 from minibaret.models.image_encoder import ImageTower
 from minibaret.models.text_encoder import TextEncoder
 from minibaret.models.tokenizer import ClipTokenizer
-from minibaret.weights.folder import save_part
+from minibaret.weights.folder import IMAGE_ENCODER, save_part
 from minibaret.weights.strict import load_part
 
 from ..config import MINIATURE
@@ -98,9 +98,7 @@ class ClipStage(Stage):
         text_encoder = load_part(lambda: TextEncoder(MINIATURE.text_encoder), weights / "text_encoder.safetensors")
         pair.text_encoder.load_state_dict(text_encoder.state_dict())
         scale_embedding(pair.text_encoder, 1 / EMBEDDING_SCALE)
-        tower = load_part(
-            lambda: ImageTower(MINIATURE.text_encoder, MINIATURE.image_encoder), weights / "image_encoder.safetensors"
-        )
+        tower = load_part(lambda: ImageTower(MINIATURE.text_encoder, MINIATURE.image_encoder), weights / IMAGE_ENCODER)
         pair.load_state_dict(tower.state_dict(), strict=False)
         return nn.ModuleDict({"clip": pair})
 
@@ -110,7 +108,7 @@ class ClipStage(Stage):
         scale_embedding(self.pair.text_encoder, 1 / EMBEDDING_SCALE)
         tower = ImageTower(MINIATURE.text_encoder, MINIATURE.image_encoder)
         tower.load_state_dict({name: self.pair.state_dict()[name] for name in tower.state_dict()})
-        save_part(tower, weights / "image_encoder.safetensors")
+        save_part(tower, weights / IMAGE_ENCODER)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from minibaret.workers import environment
 CHECKPOINT_EVERY = 180.0  # seconds
 GRID_EVERY = 900.0
 LOG_EVERY = 20  # steps
+WARM_UP = 100  # steps
 
 
 class Stage(ABC):
@@ -184,10 +185,10 @@ def _work(
         _with_average(stage, average, lambda: stage.export(weights))
 
 
-def learning_rate(peak: float, step: int, fraction: float, warmup: int = 100) -> float:
+def learning_rate(peak: float, step: int, fraction: float) -> float:
     """Linear warm-up, then a cosine down to a hundredth of the peak, by the fraction of the hours that has passed."""
     cosine = 0.5 * (1 + math.cos(min(fraction, 1.0) * math.pi))
-    return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)
+    return peak * min(1.0, (step + 1) / WARM_UP) * (0.01 + 0.99 * cosine)
 
 
 class MeanOverWorkers:

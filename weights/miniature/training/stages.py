@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minibaret.errors import InputError
 from minibaret.files import write_whole
-from minibaret.weights.folder import CONFIG, MERGES, save_config, save_merges
+from minibaret.weights.folder import CONFIG, IMAGE_ENCODER, MERGES, save_config, save_merges
 
 from ..config import MINIATURE
 from .clip import ClipStage
@@ -34,7 +34,7 @@ def prepare(name: str, runs: Path, weights: Path, scenes: int, start: Path | Non
             )
     weights.mkdir(parents=True, exist_ok=True)
     if start is not None:
-        earlier = ("text_encoder.safetensors", "image_encoder.safetensors", "vae.safetensors") if name == "unet" else ()
+        earlier = ("text_encoder.safetensors", IMAGE_ENCODER, "vae.safetensors") if name == "unet" else ()
         for file in (CONFIG, MERGES, *earlier):
             if (start / file).exists() and not (weights / file).exists():
                 write_whole(weights / file, lambda unfinished, file=file: shutil.copyfile(start / file, unfinished))
