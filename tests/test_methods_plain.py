@@ -96,7 +96,7 @@ def test_what_is_kept_is_not_tuned_again(run, small, job, name, one_thread):
 
 @pytest.mark.parametrize("name", ["sine", "imagic"])
 def test_a_loss_that_is_not_finite_is_refused(run, job, name):
-    with pytest.raises(minibaret.InputError, match="tuning needs a finite loss, got nan: a smaller step"):
+    with pytest.raises(minibaret.InputError, match="tuning needs a finite loss, got nan: a smaller learning rate"):
         run(name, dataclasses.replace(job, latents=torch.full_like(job.latents, torch.nan)))
 
 

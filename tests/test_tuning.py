@@ -144,7 +144,7 @@ def test_a_loss_that_is_no_number_is_said(sd):
     trajectory, target, null = begin(sd)
     for factor, found in ((1e30, "inf"), (float("nan"), "nan")):
         broken = [*(factor * latents for latents in trajectory[:-1]), trajectory[-1]]
-        with pytest.raises(minibaret.InputError, match=rf"tuning needs a finite loss, got {found}: a smaller learning"):
+        with pytest.raises(minibaret.InputError, match=rf"tuning needs a finite loss, got {found}: a smaller step or"):
             run(sd, broken, target, null)
 
 
