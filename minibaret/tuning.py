@@ -6,6 +6,7 @@ Target-text inversion tunes the prompt's embedding (BARET, Eq. 1, 2, Algorithm 1
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -34,14 +35,20 @@ Solver = Callable[[Tensor, int], Callable[[], object]]
 
 
 def signs(length: float) -> Solver:
-    """Steps of one length along the gradient's signs, as the first of Adam's are. The length is a part of the
-    embedding's own size (root mean square), so it is the same for every model, where Adam's learning rate is not."""
+    """Steps along the gradient's signs, as the first of Adam's are. The length is a part of the embedding's own size
+    (root mean square), so it is the same for every model, where Adam's learning rate is not; a time step's second is
+    half of it, its third a third: of one length, many would run around what they look for."""
 
-    @torch.no_grad()
-    def move(embedding: Tensor) -> None:
-        embedding.sub_(length * embedding.square().mean().sqrt() * embedding.grad.sign())
+    def begin(embedding: Tensor, index: int) -> Callable[[], object]:
+        lengths = (length / number for number in count(1))
 
-    return lambda embedding, index: lambda: move(embedding)
+        @torch.no_grad()
+        def move() -> None:
+            embedding.sub_(next(lengths) * embedding.square().mean().sqrt() * embedding.grad.sign())
+
+        return move
+
+    return begin
 
 
 def adam(learning_rate: Callable[[int], float]) -> Solver:

@@ -65,19 +65,20 @@ def test_null_text_inversion_is_the_published_loop(sd, within):
         assert losses[-1].item() == pytest.approx((latents - goal).square().mean().item(), rel=1e-4)
 
 
-def test_signs_are_steps_of_one_length(sd, within):
-    """A twentieth of the embedding's size, along the signs of the mean squared error's gradient."""
+def test_signs_are_steps_of_a_length_that_falls_within_a_time_step(sd, within):
+    """A twentieth of the embedding's size, then half of that, along the signs of the mean squared error's gradient."""
     trajectory, target, null = begin(sd)
-    found, e, z = run(sd, trajectory, target, null, inner_steps=1, solver=signs(0.05)), target, trajectory[-1]
+    found, e, z = run(sd, trajectory, target, null, inner_steps=2, solver=signs(0.05)), target, trajectory[-1]
 
     def arrive(e: torch.Tensor, z: torch.Tensor, t: int) -> torch.Tensor:
         null_noise, noise = (published.predict(sd.unet, z, t, context) for context in (null, e))
         return published.ddim(z, null_noise + 3.0 * (noise - null_noise), t, t - 1000 // STEPS)
 
     for index, t in enumerate(published.timesteps(STEPS)):
-        e = e.detach().requires_grad_()
-        gradient = torch.autograd.grad((arrive(e, z, t) - trajectory[-2 - index]).square().mean(), e)[0]
-        e = e.detach() - 0.05 * (e.detach() ** 2).mean().sqrt() * gradient.sign()
+        for length in (0.05, 0.025):
+            e = e.detach().requires_grad_()
+            gradient = torch.autograd.grad((arrive(e, z, t) - trajectory[-2 - index]).square().mean(), e)[0]
+            e = e.detach() - length * (e.detach() ** 2).mean().sqrt() * gradient.sign()
         z = arrive(e, z, t)
         within("signs: embedding", (found[index].embedding - e).norm() / e.norm(), 1e-4)
         within("signs: latents", (found[index].latents - z).norm() / z.norm(), 1e-4)

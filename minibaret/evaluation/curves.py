@@ -66,11 +66,12 @@ def charts(found: dict[str, Curve]) -> "Figure":
                 bars += [((*values, up, across), colour)]
                 texts += [(axes, text, point, colour) for (text, _), point in zip(curve, zip(*values))]
                 cases |= {f.cases for side in sides for f in side}
+        axes.set_yscale("log" if y == "loss" else "linear")
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # wide intervals leave the points their room
         for bar, colour in bars if len(found) <= FEW else ():
             axes.errorbar(*bar, fmt="none", ecolor=colour, elinewidth=0.4)
         of = " to ".join(map(str, sorted({min(cases), max(cases)})))
-        axes.set(xlabel=METRICS[x].title, ylabel=METRICS[y].title, yscale="log" if y == "loss" else "linear")
+        axes.set(xlabel=METRICS[x].title, ylabel=METRICS[y].title)
         axes.set_title(f"{kind}, {of} cases", fontsize="small")
     for axes in made.axes[len(drawn) :]:
         axes.remove()

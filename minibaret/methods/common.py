@@ -67,7 +67,7 @@ class TuningKnobs(Knobs):
 
     solver: str = knob("signs", ("signs", "adam"), "of the tuning: the gradient's signs, or Adam", "ours")
     inner_steps: int = knob(1, "count", "gradient steps at each time step, at most", "ours")
-    step_length: float = knob(0.08, "positive", "step of the signs, as a part of the embedding's size", "ours")
+    step_length: float = knob(0.08, "positive", "first step of the signs, as a part of the embedding's size", "ours")
     learning_rate: float = knob(1e-3, "positive", "learning rate of Adam")
     tolerance: tuple[float, float] = knob(
         (1e-5, 2e-5), "pair", "loss that ends the tuning of a time step: of the first, and its rise per step"
