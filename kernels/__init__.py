@@ -65,6 +65,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     shapes = f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
         raise ValueError(f"q, k and v must have shape [rows, tokens, heads, features], {shapes}")
+    if not all((*q.shape, *k.shape, *v.shape)):
+        raise ValueError(f"q, k and v must have at least one row, token, head and feature, {shapes}")
     if q.shape[2:] != k.shape[2:] or k.shape[1:] != v.shape[1:]:
         raise ValueError(f"q, k and v must have shape [Gq, N, H, D], [Gk, M, H, D] and [Gv, M, H, D], {shapes}")
 

@@ -116,6 +116,8 @@ def parse_device(device: str) -> torch.device:
         raise InputError(f"device {device} was wanted, but PyTorch finds no CUDA here")
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device} was wanted, but the last one here is cuda:{torch.cuda.device_count() - 1}")
+    if parsed.type == "cuda" and parsed.index is None:
+        parsed = torch.device("cuda", torch.cuda.current_device())  # some of PyTorch's calls want to know which
     if parsed.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("device mps was wanted, but PyTorch finds no Metal here")
     return parsed

@@ -62,7 +62,7 @@ def _read(cubin: bytes, ptx: str, capability: int) -> dict:
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "spilled": spilled,
-        "matrix_instructions": len(re.findall(r"\b(?:HGMMA|HMMA)\.", sass)),
+        "matrix_instructions": len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA)\b", sass)),
         "warpgroup_instructions": len(re.findall(r"\bHGMMA\.", sass)),
         "loads": len(re.findall(r"(?:cp\.async\.c[ag]\.shared|ld)\.global", ptx)),
         "wide_loads": len(re.findall(r"cp\.async\.cg\.shared\.global .*?, 0x10|ld\.global\S*\.v4\.b32", ptx)),

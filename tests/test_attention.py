@@ -116,6 +116,7 @@ def test_gradients_are_those_of_the_definition(implementation, takes):
     ("shapes", "takes", "said"),
     [
         ([(2, 3, 8)] * 3, None, "must have shape"),
+        ([(2, 3, 1, 8), (2, 0, 1, 8), (2, 0, 1, 8)], None, "at least one row, token, head and feature"),
         ([(2, 3, 1, 8), (2, 4, 1, 8), (2, 5, 1, 8)], None, "must have shape"),
         ([(2, 3, 1, 8), (2, 3, 1, 8), (3, 3, 1, 8)], None, "same rows, got 2, 2, 3$"),
         ([(2, 3, 1, 8), (2, 3, 1, 8), (3, 3, 1, 8)], [[(0, 2, 0)]], r"of k in \[0, 2\).*got \(0, 2, 0\)$"),

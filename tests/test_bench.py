@@ -204,9 +204,9 @@ def test_a_shared_map_is_counted_once():
     assert work("injected", pair).flops == 0.75 * work("plain", pair).flops
     assert work("injected", pair).exponentials == 0.5 * work("plain", pair).exponentials
     assert work("materialised", alone).bytes - work("plain", alone).bytes == 4 * 268_435_456
-    for gpu in GPUS.values():
-        ours, plain = work("injected", pair).seconds(gpu), work("plain", pair).seconds(gpu)
-        assert all(0.5 <= a / b <= 0.75 for a, b in zip(ours, plain))
+    for gpu, ratios in (("h100", (0.5, 0.6)), ("a100", (0.75, 0.64))):  # as kernels/README.md has them
+        ours, plain = (work(way, pair).seconds(GPUS[gpu]) for way in ("injected", "plain"))
+        assert [a / b for a, b in zip(ours, plain)] == pytest.approx(ratios, abs=0.005)
     assert work("injected", pair).bound(GPUS["h100"]) == "exponentials"
 
 

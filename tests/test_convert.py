@@ -49,7 +49,6 @@ def test_int8_errs_by_half_a_step_of_each_channel(tiny, tmp_path):
             assert (error.abs().amax(1) <= 0.31 * largest).all()
         else:
             assert torch.equal(found[name], weight.half().float())
-    assert error.abs().max() > 0 or whole
 
 
 @torch.no_grad()

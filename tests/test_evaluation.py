@@ -23,7 +23,6 @@ from minibaret.weights.miniature.world.drawing import render
 from minibaret.weights.miniature.world.scene import HELD_OUT_SEEDS, MEASURED_SEEDS, SWEEP_SEEDS, TRAINING_SEEDS, Scene
 from minibaret.weights.miniature.world.tasks import KINDS, task_of
 
-SCENE = Scene(3, "cat", "sitting", "orange", "snow", "a red hat")
 PLACES = ("animal", "posture", "colour", "ground", "addition")  # of `attributes`
 
 

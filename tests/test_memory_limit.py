@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from runs import BRIEF, OTHER, PROMPT, stop_after
 import minibaret
 from minibaret import InputError, Savings, loading
 from minibaret.inversion import load_inversion, unfinished_path
-from minibaret.memory import Work, estimate, in_words, parse_limit, plan, unet_layers
+from minibaret.memory import Work, estimate, hold, in_words, parse_limit, plan, unet_layers
 from minibaret.models.configs import SD15
 from minibaret.weights import MINIATURE_FOLDER, OnDemandModel
 from minibaret.weights.miniature.config import MINIATURE
@@ -34,6 +35,18 @@ def test_limits_are_read(text, size):
 def test_nonsense_is_no_limit(text):
     with pytest.raises(InputError, match="a memory limit such as 4G or 900M was wanted, got"):
         parse_limit(text)
+
+
+def test_a_limit_on_a_gpu_is_that_gpus(monkeypatch):
+    """PyTorch limits a device that has a number, and refuses one that has none."""
+    held = []
+    for name, value in {"is_available": True, "device_count": 2, "current_device": 1}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=4 * 10**9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: held.append(limit))
+    hold(10**9, loading.parse_device("cuda"))
+    hold(10**9, loading.parse_device("cuda:0"))
+    assert held == [(0.25, torch.device("cuda:1")), (0.25, torch.device("cuda:0"))]
 
 
 # The estimate and the plan

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import transformers
 from checkpoints import vocabulary
 from PIL import Image
 from safetensors.torch import save_file
@@ -18,6 +17,8 @@ from minibaret.evaluation.metrics import METRICS, background, ssim
 from minibaret.evaluation.networks import Missing, Networks, library
 from minibaret.images import to_pixels
 from minibaret.weights.folder import load_image_encoder
+
+transformers = pytest.importorskip("transformers")
 
 
 def picture(seed: int, side: int = 64) -> Image.Image:

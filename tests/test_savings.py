@@ -38,7 +38,7 @@ def test_savings_leave_the_edit_as_it_was(editor, picture):
     saving = minibaret.load(savings=Savings(on_demand=True, tiled_vae=True, checkpointing=True))
     for _ in range(2):  # the second finds everything freed
         result = saving.edit(picture, PROMPT, **BRIEF)
-        assert (to_pixels(result.image) - to_pixels(plain.image)).abs().max() * 127.5 <= 2
+        assert (to_pixels(result.image) - to_pixels(plain.image)).abs().max() * 127.5 <= 1
         assert there(saving.model) == {"vae"}
     assert str(result.savings) == "networks on demand, tiled VAE, gradient checkpointing"
 
@@ -122,6 +122,15 @@ def test_what_tunes_copies_of_networks_refuses_streamed_weights(tiny, picture):
     editor = minibaret.load(tiny, savings=Savings(streamed=True))
     with pytest.raises(InputError, match="imagic tunes copies of networks, which cannot be made of streamed weights"):
         editor.edit(picture, PROMPT, "imagic", steps=1)
+
+
+def test_looking_through_the_weights_does_not_undo_what_was_written_to_them(tiny):
+    model = OnDemandModel(tiny)
+    name, weight = next(model.network("text_encoder").named_parameters())
+    before = weight.clone()
+    weight.mul_(2)
+    found = dict(model.weights("text_encoder", torch.float32))  # the file's, as an inversion's origin has them
+    assert torch.equal(weight, 2 * before) and torch.equal(found[name], before)
 
 
 def test_networks_read_on_demand_in_a_callers_inference_mode_let_gradients_pass(tiny, picture):

@@ -17,9 +17,9 @@ def test_tiles_change_the_picture_by_less_than_can_be_seen(editor, picture, with
     vae, pixels = editor.model.vae, to_pixels(picture.resize(size, Resampling.BICUBIC))
     latents = vae.encode(pixels)
     error = (tiled_vae.encode(vae, pixels) - latents).abs().max() / latents.std()
-    within(f"tiled VAE, latents at {size[0]}×{size[1]}, of their deviation", error.item(), 1e-4)
+    within(f"tiled VAE, latents at {size[0]}×{size[1]}, of their deviation", error.item(), 1e-5)
     error = (tiled_vae.decode(vae, latents) - vae.decode(latents)).abs().max() * 127.5
-    within(f"tiled VAE, picture at {size[0]}×{size[1]}, of 255", error.item(), 0.01)
+    within(f"tiled VAE, picture at {size[0]}×{size[1]}, of 255", error.item(), 1e-3)
 
 
 @pytest.mark.parametrize("strip", [1, 1000, 2**14])
@@ -47,7 +47,7 @@ def test_tiles_of_a_whole_network_would_show_where_these_do_not(editor, picture)
     whole = vae.decode(latents)
     halves = torch.cat([vae.decode(latents[:, :, :24])[:, :, :128], vae.decode(latents[:, :, 8:])[:, :, 64:]], dim=2)
     assert (halves - whole).abs().max() * 127.5 > 2
-    assert (tiled_vae.decode(vae, latents) - whole).abs().max() * 127.5 < 0.01
+    assert (tiled_vae.decode(vae, latents) - whole).abs().max() * 127.5 < 1e-3
 
 
 @torch.no_grad()

@@ -55,13 +55,14 @@ class Pages:
     def own(self) -> mmap.mmap:  # made when it is needed: limits on a process's data (ulimit -d) count all of it
         return mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_COPY)
 
-    def advise(self, advice: str, begin: int, size: int) -> None:
-        """By the name of a constant of `mmap`; where the system has no such advice, nothing."""
-        if hasattr(mmap, advice):
+    def release(self, begin: int, size: int, own: bool) -> None:
+        """Hands bytes back to the system, where it can be told so; own: of the process's copy too, which then is the
+        file's again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
             first = begin - begin % mmap.PAGESIZE
-            for pages in (self.shared, vars(self).get("own")):
+            for pages in (self.shared, vars(self).get("own") if own else None):
                 if pages is not None:
-                    pages.madvise(getattr(mmap, advice), first, begin + size - first)
+                    pages.madvise(mmap.MADV_DONTNEED, first, begin + size - first)
 
 
 @dataclass(frozen=True)
@@ -117,17 +118,18 @@ class StoredTensor:
         if self.aligned and torch.device(device).type == "cpu" and dtype in (None, self.dtype):
             return self._view(self.pages.own)
         tensor = (self.mapped if self.aligned else self.mapped.clone()).to(device).to(dtype or self.dtype)
-        self.release()
+        self.release(own=False)
         return tensor
 
     def read_into(self, place: torch.Tensor) -> None:
         """Copies the tensor to one of its shape, in that one's dtype, and hands the pages back."""
         place.copy_(self.mapped if self.aligned else self.mapped.clone())
-        self.release()
+        self.release(own=False)
 
-    def release(self) -> None:
-        """Hands the mapped pages back: they are fetched from the file again when they are used again."""
-        self.pages.advise("MADV_DONTNEED", self.begin, self.size)
+    def release(self, own: bool = True) -> None:
+        """Hands the mapped pages back: they are fetched from the file again when they are used again. own: also those
+        that may have been written to."""
+        self.pages.release(self.begin, self.size, own)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def best_scale(weight: Tensor) -> tuple[Tensor, float]:
     scale, least = largest / 127, torch.full_like(largest, math.inf)
     for share in CLIPS:
         tried = largest * share / 127
-        error = (spread(to_int8(weight, tried), tried) - weight).square_().flatten(1).sum(1)
+        error = (dequantised(to_int8(weight, tried), tried) - weight).square_().flatten(1).sum(1)
         scale, least = torch.where(error < least, tried, scale), torch.minimum(error, least)
     return scale, (least.sum() / weight.square().sum().clamp_min(1e-30)).item()
 
@@ -65,7 +65,7 @@ def to_int8(weight: Tensor, scale: Tensor) -> Tensor:
     return (weight / by_channel(scale, weight)).round_().clamp_(-127, 127).to(torch.int8)
 
 
-def spread(values: Tensor, scale: Tensor) -> Tensor:
+def dequantised(values: Tensor, scale: Tensor) -> Tensor:
     """What the int8 values stand for, float32."""
     return values * by_channel(scale, values)
 

@@ -59,10 +59,11 @@ class OnDemandModel:
         return self._here[key]
 
     def weights(self, part: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Of that network, by name, in order, on the CPU: each is read when it is asked for, and handed back after."""
+        """Of that network, by name, in order, on the CPU, as the files have them: each is read when it is asked for."""
         for name, stored in sorted(self._checkpoint.parts[part].items()):
-            yield name, stored.read("cpu", dtype)
-            stored.release()
+            place = torch.empty(stored.shape, dtype=dtype)
+            stored.read_into(place)
+            yield name, place
 
     def free_all_but(self, part: str, dtype: torch.dtype, streamed: bool) -> bool:
         """Gives the memory of other networks back, that of mapped files too; whether there was any. What was written to

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would chat on stderr
@@ -86,7 +86,8 @@ def card(options: argparse.Namespace, packages: Sequence[str] = ("triton",), **m
         "torch": torch.__version__,
     }
     for package in packages:
-        facts[package] = version(package) if importlib.util.find_spec(package) else "not installed"
+        here = importlib.util.find_spec(package)
+        facts[package] = importlib.import_module(package).__version__ if here else "not installed"
     if options.device.type == "cuda":  # PyTorch's defaults, left alone
         facts["TF32"] = f"products {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}"
     facts |= more

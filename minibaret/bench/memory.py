@@ -34,6 +34,8 @@ def bench(options: argparse.Namespace) -> None:
     for limit in options.limit:
         if limit != "none":
             parse_limit(limit)
+    if options.times and options.device.type != "cpu":
+        raise InputError(f"--times is of streamed weights, on a CPU: --device cpu was wanted, got {options.device}")
     dtype = str(options.dtype).removeprefix("torch.")
     facts = common.card(options, weights=options.weights, size=options.size or "the model's", knobs=str(KNOBS))
     with tempfile.TemporaryDirectory(prefix="minibaret-") as temporary:
