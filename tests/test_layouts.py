@@ -269,7 +269,7 @@ def test_a_header_of_odd_length_loads(tmp_path, weights):
 def test_pages_of_tensors_that_were_copied_are_handed_back(tmp_path, monkeypatch):
     path, released = tmp_path / "odd.safetensors", []
     save_file({"a": torch.arange(5.0), "b": torch.arange(4).to(torch.float16)}, path)
-    monkeypatch.setattr(StoredTensor, "release", lambda tensor: released.append(tensor.key))
+    monkeypatch.setattr(StoredTensor, "release", lambda tensor, own: released.append(tensor.key))
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     for spaces in (0, 1):
