@@ -86,8 +86,8 @@ def maps_sheet(result: Result, prompt: str, step: int | None = None) -> Image.Im
         picture = result.images[name]
         rows.append([(picture, [name])])
         for word in words:
-            known = maps[word][index].isfinite().all()
-            rows[-1].append((heat(picture, maps[word][index]), [word]) if known else (None, [f"no {word}"]))
+            there = maps[word][index].isfinite().all()
+            rows[-1].append((heat(picture, maps[word][index]), [word]) if there else (None, [f"no {word}"]))
     which = f"mean of {len(result.maps.words)} steps" if step is None else f"step {step}"
     return contact_sheet(rows, f"“{prompt}”, {which}", max(1, 256 // result.input.height))
 

@@ -168,8 +168,10 @@ def convert(options: argparse.Namespace) -> None:
                 options.path, options.output, options.dtype, options.variant, options.tokenizer, watch=bars.count
             )
     except KeyboardInterrupt:
-        said = f"{options.output}.part has a part of it, which the same command begins anew"
-        raise KeyboardInterrupt(said) from None
+        unfinished = options.output.with_name(options.output.name + ".part")
+        if not unfinished.exists():
+            raise
+        raise KeyboardInterrupt(f"{unfinished} has a part of it, which the same command begins anew") from None
     print(f"{options.output}: {options.dtype}, {sum(file.stat().st_size for file in options.output.iterdir()):,} bytes")
 
 
