@@ -104,6 +104,7 @@ class StableDiffusion:
         """Scaled latents (1, 4, h, w) → RGB picture, 8 times as large. Raises InputError where numbers overflow, as a
         network's may in float16."""
         vae = self.network("vae")
+        trim()  # of what the UNet's layers left, gigabytes at Stable Diffusion's size
         decode = partial(tiled_vae.decode, vae) if self.savings.tiled_vae else vae.decode
         pixels = decode(latents.to(vae.quant_conv.weight.dtype))
         if not pixels.isfinite().all():
