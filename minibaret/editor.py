@@ -13,7 +13,7 @@ from .errors import InputError
 from .files import as_path, check_place
 from .images import FITS, Picture, fit_image, read_image
 from .inversion import Inversion, Mismatch, check_name, discard, keep, resume
-from .maps import MapCollector, MapRequest, check_request, find_words, word_tokens
+from .maps import BRANCHES, MapCollector, MapRequest, check_request, find_words, word_tokens
 from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, hold, peak_memory, plan, resident
 from .methods import Job, Knobs, Method, find, prompt_to_prompt
 from .models.configs import ModelConfig
@@ -26,7 +26,6 @@ from .weights import Model, OnDemandModel
 from .weights.folder import tuples
 
 ALL = "all"  # pictures: of every branch that a method has
-BRANCHES = ("reconstruction", "transition", "source")  # that methods name, beside the edit
 LARGEST_SIDE = 8192  # pixels; where memory ends, an edit ends long before
 
 AnyMethod = str | Method | Knobs | Callable  # a name, knobs in its place, or a function of one's own
@@ -165,6 +164,9 @@ class Editor:
         noise, whose attention the first takes (prompt-to-prompt, whose knobs these are). Raises InputError as `steps`.
         """
         method, size = find("prompt-to-prompt"), self.check_size(size)
+        words = [name.replace("_", "-") for name in knobs if name not in ("steps", "guidance")]
+        if source_prompt is None and words:
+            raise InputError(f"a source prompt is needed for {', '.join(words)}, got none")
         knobs = self.settings(method, preset, **knobs)
         self.check_prompts(method, prompt, prompt if source_prompt is None else source_prompt)
         sd, _ = self._plan(method, knobs, size, None, (prompt, source_prompt or ""))
@@ -224,6 +226,7 @@ class Editor:
                 kept = inversion.belongs_to(origin) if inversion.origin else inversion
             kept = kept.to(self.device) if kept else Inversion()
             kept.origin, kept.anew = origin, inversion is not None
+            sd.embed_all(*prompts)
             job = Job(self._start(sd, picture, kept), *prompts, kept)
             sd.warm_up(job.latents.shape)
             found = method.invert(sd, job, knobs)

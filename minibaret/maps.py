@@ -12,6 +12,8 @@ from .errors import InputError
 from .kernels import attention_maps
 from .models.tokenizer import ClipTokenizer, is_unicode
 
+BRANCHES = ("reconstruction", "transition", "source")  # that methods name, beside the edit
+
 
 @dataclass(frozen=True)
 class MapRequest:
@@ -51,7 +53,7 @@ class AttentionMaps:
 class MapCollector:
     """A recorder (control.py) of the maps that a request asks for."""
 
-    branches = ("reconstruction", "source", "transition", "edit")
+    branches = (*BRANCHES, "edit")
 
     def __init__(self, request: MapRequest, tokens: Mapping[str, list[list[int]]], grid: tuple[int, int]):
         """tokens: by branch, the places in its prompt of each of the request's words; grid: (h, w) of the latents."""

@@ -175,7 +175,6 @@ def sample(
     after: Callable[[int, dict[str, Tensor]], dict[str, Tensor]] | None = None,
     recorders: Sequence[Recorder] = (),
     first: int = 0,
-    stage: str = "edit",
 ) -> Generator[Step, None, dict[str, Tensor]]:
     """Samples the branches together, from step `first` on; returns their latents by name.
 
@@ -206,7 +205,7 @@ def sample(
                 latents[name] = schedule.step(latents[name], predicted, timestep)
         if after is not None:
             latents = after(step, latents)
-        yield Step(stage, step - first, len(steps), latents[next(iter(wanted))])
+        yield Step("edit", step - first, len(steps), latents[next(iter(wanted))])
     return latents
 
 

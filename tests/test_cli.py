@@ -294,7 +294,7 @@ def test_generate_makes_one_picture_or_two(tmp_path, capsys):
     said = refused(capsys, "generate", "a cat", *source, "--blend", "bird", "-o", tmp_path / "no.png")
     assert "a word to blend by" in said
     alone = refused(capsys, "generate", "a cat", "--blend", "cat", "--self-steps", "0.2", "-o", tmp_path / "no.png")
-    assert "a --source-prompt is needed for --self-steps, --blend, got none" in alone
+    assert "a source prompt is needed for self-steps, blend, got none" in alone
     for command, name in (["generate", "a cat"], "no.png"), (["evaluate"], "no.jsonl"):
         assert main([*command, "--steps", "400", "--weights", "nowhere", "-o", str(tmp_path / name)]) == 2
         assert "400 steps begin at timestep 799" in capsys.readouterr().err

@@ -81,7 +81,7 @@ class Stub:
 
     def edit(self, image, prompt, method, **options):
         self.asked.append((image, prompt, method, options))
-        found = fit_image(image, (128, 128), options["fit"]) if image.width > 3 else image
+        found = fit_image(image, (128, 128)) if image.width > 3 else image
         images = {"edit": self.edited or found}
         if self.reconstruction:
             images["reconstruction"] = self.reconstruction
@@ -118,12 +118,11 @@ def test_a_right_edit_succeeds_and_one_that_does_nothing_fails(kind):
 
 
 def test_a_case_is_edited_as_it_was_asked_for():
-    editor, case = Stub(), dataclasses.replace(drawn_case("posture", 4, 128), fit="stretch")
-    score(editor, case, "baret", {"guidance": 3.0}, preset="paper")
+    editor, case = Stub(), drawn_case("posture", 4, 128)
+    score(editor, case, "baret", {"guidance": 3.0})
     image, prompt, method, options = editor.asked[0]
     assert image is case.image and (prompt, method) == (case.prompt, "baret")
-    assert options["source_prompt"] == case.source_prompt and options["fit"] == "stretch"
-    assert options["guidance"] == 3.0 and options["preset"] == "paper"
+    assert options["source_prompt"] == case.source_prompt and options["guidance"] == 3.0
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -125,7 +125,7 @@ def test_prompt_tuning_is_its_published_loop(run, job, theirs, within):
     z, e, tuned = trajectory[-1], target, []
     for i, t in enumerate(theirs.ddim.timesteps):
         e = e.detach().clone().requires_grad_()
-        adam = torch.optim.Adam([e], lr=1e-2)
+        adam = torch.optim.Adam([e], lr=1e-2 * (1 - i / 100))
         for _ in range(2):
             adam.zero_grad()
             moved = theirs.ddim.step(theirs.guided(z, t, e), t, z).prev_sample

@@ -32,6 +32,7 @@ def test_a_sweep_is_along_one_knob():
 def test_every_methods_own_knob_can_be_swept():
     for method in METHODS:
         assert len(sweep([row(method)])) >= 5
+    assert {one.knobs["first_step"] for one in sweep([row("direct", editor="masactrl")])} == {*RANGES["first_step"]}
 
 
 def test_a_method_with_knobs_is_read():

@@ -120,8 +120,8 @@ def test_branches_are_guided_each_its_own_way(sd, one_thread):
     contexts = [sd.embed(f"a {colour} dog") for colour in ("brown", "black", "white")]
     null, (a, b, c) = sd.embed(""), torch.randn(3, 1, 4, 8, 8)
     branches = [Branch("a", a, sd.embed(PROMPT), null), Branch("b", b, contexts, contexts[::-1]), Branch("c", c, null)]
-    steps, found = drain(sample(sd, branches, Schedule(3), 2.5, wanted=("b", "a", "c"), stage="x"))
-    assert [(step.stage, step.index, step.total) for step in steps] == [("x", i, 3) for i in range(3)]
+    steps, found = drain(sample(sd, branches, Schedule(3), 2.5, wanted=("b", "a", "c")))
+    assert [(step.stage, step.index, step.total) for step in steps] == [("edit", i, 3) for i in range(3)]
     assert torch.equal(steps[-1].latents, found["b"])  # the first that is wanted
     for i, t in enumerate(published.timesteps(3)):
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Networks on demand, streamed weights and gradient checkpointing leave the edit as it was."""
 
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 
 import pytest
 import torch
@@ -41,6 +41,16 @@ def test_savings_leave_the_edit_as_it_was(editor, picture):
         assert (to_pixels(result.image) - to_pixels(plain.image)).abs().max() * 127.5 <= 1
         assert there(saving.model) == {"vae"}
     assert str(result.savings) == "networks on demand, tiled VAE, gradient checkpointing"
+
+
+@pytest.mark.parametrize("work", ["edit", "invert"])
+def test_every_network_is_read_once(work, picture, monkeypatch):
+    """Null-text inversion asks for the empty prompt after the UNet has run."""
+    editor, order, network = minibaret.load(savings=Savings(on_demand=True)), [], OnDemandModel.network
+    monkeypatch.setattr(OnDemandModel, "network", lambda model, *form: order.append(form[0]) or network(model, *form))
+    getattr(editor, work)(picture, PROMPT, "null-text", source_prompt="a dog", steps=1)
+    found = [part for part, _ in groupby(order)]
+    assert found[:3] == ["text_encoder", "vae", "unet"] and found[3:] in ([], ["vae"])
 
 
 def test_a_preview_between_two_steps_leaves_the_edit_as_it_was(editor, picture):

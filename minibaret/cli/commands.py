@@ -6,13 +6,12 @@ import json
 
 from .. import compare as comparison
 from .. import sheet, weights
-from ..editor import BRANCHES, Editor
-from ..errors import InputError
+from ..editor import Editor
 from ..files import check_place
 from ..inversion import check_name, load_inversion, unfinished_path
 from ..kernels import triton_problem
 from ..loading import check_defaults, load, parse_device
-from ..maps import MapRequest
+from ..maps import BRANCHES, MapRequest
 from ..methods import METHODS, find
 from ..methods.common import as_text
 from ..progress import ProgressBars, run_to_end
@@ -53,9 +52,6 @@ def generate(options: argparse.Namespace) -> None:
     check_outputs(options, options.output)
     method, source = "prompt-to-prompt", options.source_prompt
     knobs = chosen_knobs(options, method)
-    words = [f"--{name.replace('_', '-')}" for name in knobs if name not in ("steps", "guidance")]
-    if source is None and words:
-        raise InputError(f"a --source-prompt is needed for {', '.join(words)}, got none")
     warn_of_steps(options.steps)
     editor = open_editor(options)
     size = size_of(options, editor)

@@ -33,7 +33,6 @@ class Case:
     answers: Mapping[str, Image.Image] = field(default_factory=dict)  # by prompt: what the edit might have become
     mask: Image.Image | None = None  # white where the edit may change the picture, else black
     kind: str = ""  # of edit
-    fit: str = "crop"  # how image, answers and mask come to the model's size
 
     @property
     def answer(self) -> Image.Image | None:
@@ -49,9 +48,9 @@ class Case:
 
     def fitted(self, size: tuple[int, int]) -> "Case":
         """The same with all its pictures at `size`, (width, height)."""
-        answers = {prompt: fit_image(picture, size, self.fit) for prompt, picture in self.answers.items()}
-        mask = self.mask and fit_image(self.mask, size, self.fit)
-        return dataclasses.replace(self, image=fit_image(self.image, size, self.fit), answers=answers, mask=mask)
+        answers = {prompt: fit_image(picture, size) for prompt, picture in self.answers.items()}
+        mask = self.mask and fit_image(self.mask, size)
+        return dataclasses.replace(self, image=fit_image(self.image, size), answers=answers, mask=mask)
 
 
 class LazyCase(NamedTuple):

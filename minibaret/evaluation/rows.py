@@ -41,7 +41,7 @@ class Row(NamedTuple):
 def sweep(rows: Sequence[Row], named: Sequence[str] = ()) -> list[Row]:
     """From every row, rows along one knob: METHOD.KNOB where some are named, else each method's own. Raises InputError
     for one that has no range."""
-    pairs = [(row, METHODS[row.method].strength) for row in rows]
+    pairs = [(row, _strength(row)) for row in rows]
     if named:
         wanted = [name.replace("-", "_").rpartition(".")[::2] for name in named]
         pairs = [(row, knob) for name, knob in wanted for row in rows if _plain(row) == name]
@@ -50,6 +50,10 @@ def sweep(rows: Sequence[Row], named: Sequence[str] = ()) -> list[Row]:
         known = ", ".join(dict.fromkeys(f"{row.method}.{knob}" for row in rows for knob in ranged(row)))
         raise InputError(f"knobs to sweep must be among {known}, got {', '.join(named)}")
     return [row.changed(**{knob: value}) for row, knob in pairs for value in RANGES[knob]]
+
+
+def _strength(row: Row) -> str:
+    return "first_step" if row.knobs.get("editor") == "masactrl" else METHODS[row.method].strength
 
 
 def _plain(row: Row) -> str:

@@ -42,19 +42,18 @@ def score(
     *,
     networks: Networks | None = None,
     inversion: Inversion | None = None,
-    preset: str | None = None,
 ) -> tuple[Scores, Result]:
     """Edits the case; every metric of the edit, and what it cost.
 
-    knobs: the method's, by name; inversion, preset: as `Editor.steps` has them. Beside `METRICS`: vae_psnr: dB of the
+    knobs: the method's, by name; inversion: as `Editor.steps` has it. Beside `METRICS`: vae_psnr: dB of the
     VAE's own reconstruction against the input; reconstruction_psnr, reconstruction_vae_psnr: of the method's, where it
     has one, against the input and against the VAE's, and whether it is within 3 dB of the VAE's (reconstructed);
     inner_iterations, loss: of its tuning, where it tunes an embedding, the loss at its end as the mean over time steps;
     seconds, row_forwards, gradient_passes: of a whole edit, so not where an inversion was given.
     """
     networks = networks or Networks()
-    options = {"fit": case.fit, "inversion": inversion, "preset": preset, **(knobs or {})}
-    result = editor.edit(case.image, case.prompt, method, source_prompt=case.source_prompt, **options)
+    options = {"source_prompt": case.source_prompt, "inversion": inversion, **(knobs or {})}
+    result = editor.edit(case.image, case.prompt, method, **options)
     case = case.fitted(result.input.size)
     scores: Scores = {}
     for name, metric in METRICS.items():

@@ -19,11 +19,12 @@ from ..control import Layer, Take
 from ..pipeline import StableDiffusion
 from ..sampler import Branch, Step, sample
 from ..tuning import Tuned, tune
-from .common import Found, Job, Method, TuningKnobs, interpolate, knob, said, trajectory
+from .common import TOLERANCE, Found, Job, Method, TuningKnobs, interpolate, knob, said, trajectory
 
 
 @dataclass(frozen=True)
 class BaretKnobs(TuningKnobs):
+    tolerance: tuple[float, float] = knob((1e-5, 2e-5), "pair", TOLERANCE, "ours, as null-text inversion's")
     transition: tuple[float, float] = knob((0.8, 0.1), "fractions", "η, the weight of the tuned embedding: first:last")
     rigid: bool = knob(False, "flag", "η = 1, for edits of style, background or object")
     self_steps: float = knob(0.3, "fraction", "τ_s: part of the steps, the first, with the reconstruction's self maps")
@@ -32,15 +33,18 @@ class BaretKnobs(TuningKnobs):
     inversion_prompt: str = knob("target", ("target", "null"), "prompt of the DDIM inversion", "ours")
 
 
-def invert(sd: StableDiffusion, job: Job, knobs: BaretKnobs) -> Generator[Step, None, tuple[Tensor, list[Tuned]]]:
+def invert(
+    sd: StableDiffusion, job: Job, knobs: BaretKnobs, decay: float = 0.0
+) -> Generator[Step, None, tuple[Tensor, list[Tuned]]]:
     """DDIM inversion, then target-text inversion: z*[T]; E[i] and the latents Z_rec[i + 1] where it leads, noisiest
-    first."""
+    first. decay: of Adam's learning rate, per time step."""
     target, null = sd.embed(job.prompt), sd.embed("")
     prompt = job.prompt if knobs.inversion_prompt == "target" else ""
     latents = yield from trajectory(sd, job, prompt, knobs)
-    recipe = {"prompt": said(sd, job.prompt), "inversion_prompt": knobs.inversion_prompt, **knobs.recipe()}
+    recipe = {"prompt": said(sd, job.prompt), "inversion_prompt": knobs.inversion_prompt}
+    recipe |= {**knobs.recipe(), "rate_decay": decay}
     tuned = job.kept.find("target embeddings", recipe, Tuned, (target.shape, job.latents.shape))
-    yield from tune(sd, tuned, latents, target, null, **knobs.tuning(), stage="target-text inversion")
+    yield from tune(sd, tuned, latents, target, null, **knobs.tuning(decay), stage="target-text inversion")
     return latents[-1], tuned
 
 

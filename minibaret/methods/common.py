@@ -28,7 +28,7 @@ WANTED = {  # by kind of knob: what its value must be, in words
 }
 
 
-PRESETS = ("paper", "fast")
+TOLERANCE = "loss that ends the tuning of a time step: of the first, and its rise per step"
 FAST = {"steps": 20}  # BARET then needs 20 gradient passes
 
 
@@ -69,9 +69,7 @@ class TuningKnobs(Knobs):
     inner_steps: int = knob(1, "count", "gradient steps at each time step, at most", "ours")
     step_length: float = knob(0.08, "positive", "first step of the signs, as a part of the embedding's size", "ours")
     learning_rate: float = knob(1e-3, "positive", "learning rate of Adam")
-    tolerance: tuple[float, float] = knob(
-        (1e-5, 2e-5), "pair", "loss that ends the tuning of a time step: of the first, and its rise per step"
-    )
+    tolerance: tuple[float, float] = knob((1e-5, 2e-5), "pair", TOLERANCE)
 
     def tuning(self, decay: float = 0.0) -> dict:
         """As `tune` takes it. decay: of Adam's learning rate, per time step."""
@@ -174,10 +172,10 @@ class Method:
 
     def preset(self, name: str | None) -> Mapping[str, object]:
         """What the preset of that name changes. Raises InputError for another name."""
-        presets = {None: {}, "paper": self.paper_values, "fast": FAST}
-        if not isinstance(name, str | None) or name not in presets:
-            raise InputError(f"a preset must be one of {', '.join(PRESETS)}, got {name!r}")
-        return presets[name]
+        presets = {"paper": self.paper_values, "fast": FAST}
+        if name is not None and (not isinstance(name, str) or name not in presets):
+            raise InputError(f"a preset must be one of {', '.join(presets)}, got {name!r}")
+        return presets.get(name, {})
 
     def knobs_from(self, values: dict) -> Knobs:
         """Raises InputError for a knob that the method does not have."""

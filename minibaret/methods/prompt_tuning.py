@@ -21,7 +21,9 @@ class PromptTuningKnobs(TuningKnobs):
     eta: float = knob(
         0.1, "fraction", "η, the weight of the tuned embedding; 1 − η is the target's", "a reimplementation"
     )
-    learning_rate: float = knob(1e-2, "positive", "learning rate of Adam", "a reimplementation")
+    learning_rate: float = knob(
+        1e-2, "positive", "learning rate of Adam; at time step i this times 1 − i/100", "a reimplementation"
+    )
     tolerance: tuple[float, float] = knob((0.0, 0.0), "pair", "as BARET's; 0: no time step ends early")
 
 
@@ -30,7 +32,7 @@ def invert(
 ) -> Generator[Step, None, tuple[Tensor, list[Tuned]]]:
     """DDIM inversion with the empty prompt, then target-text inversion: z*[T]; E[i] and where
     it leads, noisiest first."""
-    return (yield from baret.invert(sd, job, baret.BaretKnobs(**knobs.recipe(), inversion_prompt="null")))
+    return (yield from baret.invert(sd, job, baret.BaretKnobs(**knobs.recipe(), inversion_prompt="null"), decay=0.01))
 
 
 def edit(sd: StableDiffusion, job: Job, knobs: PromptTuningKnobs) -> Generator[Step, None, Found]:
