@@ -16,6 +16,7 @@ from .inversion import Inversion, Mismatch, check_name, discard, keep, resume
 from .maps import BRANCHES, MapCollector, MapRequest, check_request, find_words, word_tokens
 from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, hold, peak_memory, plan, resident
 from .methods import Job, Knobs, Method, find, prompt_to_prompt
+from .methods.common import as_text
 from .models.configs import ModelConfig
 from .origin import Origin
 from .pipeline import StableDiffusion
@@ -54,10 +55,20 @@ class Editor:
     def settings(self, method: AnyMethod = "baret", preset: str | None = None, **changes) -> Knobs:
         """A method's knobs with values: its defaults, overridden by the model's own (unless preset is "paper"), by the
         preset's, then by the changes. `edit` takes them in a method's place. Raises InputError for a knob that the
-        method does not have, or a value that it cannot have."""
+        method does not have, or a value that it cannot have, or that does nothing beside the others."""
         method, changes = _with_knobs(method, changes)
+        return self._settled(method, preset, {}, changes)
+
+    def _settled(self, method: Method, preset: str | None, stored: dict, changes: dict) -> Knobs:
+        """stored: what an inversion was made with."""
         values = {} if preset == "paper" else defaults_of(self.config, method)
-        return method.knobs_from({**values, **method.preset(preset), **changes})
+        values |= {**stored, **method.preset(preset)}
+        plain, chosen = (method.knobs_from(each) for each in (values, {**values, **changes}))
+        for name, beside in chosen.idle().items():
+            if name in changes and getattr(chosen, name) != getattr(plain, name):
+                said = f"{name.replace('_', '-')} does nothing beside {beside}"
+                raise InputError(f"{said}, got {as_text(getattr(chosen, name))}")
+        return chosen
 
     def edit(
         self,
@@ -263,7 +274,7 @@ class Editor:
         names = {entry.name for entry in dataclasses.fields(method.knobs)}
         stored = inversion.knobs(method.keeps) if inversion and inversion.origin else {}
         stored = {name: value for name, value in stored.items() if name in names}
-        return self.settings(method, preset, **{**stored, **method.preset(preset), **knobs})
+        return self._settled(method, preset, stored, knobs)
 
     def check_prompts(self, method: str | Method | Callable, prompt: str, source_prompt: str | None) -> None:
         """Raises InputError for prompts that the method could not use."""
@@ -271,8 +282,9 @@ class Editor:
         self.sd.tokens(prompt)
         if not prompt.strip():
             raise InputError("a prompt that says what the picture should show was wanted, got an empty one")
-        if method.needs_source and source_prompt is None:
-            raise InputError(f"{method.name} needs a source prompt that says what the picture shows, got none")
+        if method.needs_source and not (source_prompt or "").strip():
+            got = "none" if source_prompt is None else "an empty one"
+            raise InputError(f"{method.name} needs a source prompt that says what the picture shows, got {got}")
         self.sd.tokens(source_prompt or "")
 
     def check_memory(

@@ -36,7 +36,7 @@ def refused(capsys, *arguments) -> str:
     said = capsys.readouterr()
     assert code == 2 and said.out == ""
     sentence = said.err.strip().splitlines()[-1]
-    assert sentence.startswith("minibaret") and "Traceback" not in said.err
+    assert sentence.startswith("minibaret") and "Traceback" not in said.err and "usage:" not in said.err
     return sentence
 
 
@@ -144,7 +144,18 @@ def test_any_size_is_brought_to_the_models(tmp_path, shape):
         (["", "a dog " * 60], "only|at most 75 fit; these words do not: 'dog a dog"),
         (["", "a dog", "--steps", "0"], "steps must be a whole number from 1 to 999, got 0"),
         (["", "a dog", "--self-steps", "1.5"], "self steps must be a number from 0 to 1, got 1.5"),
-        (["", "a dog", "--guidance", "nan"], "guidance must be a finite number"),
+        (["", "a dog", "--guidance", "nan"], "guidance must be a number from -1000 to 1000"),
+        (["", "a dog", "--guidance", "1e30"], "guidance must be a number from -1000 to 1000, got 1e+30"),
+        (
+            ["", "a dog", "--steps", "nan"],
+            "argument --steps: invalid int value: 'nan'; minibaret edit --help says more",
+        ),
+        (["", "a dog", "--learning-rate", "3"], "learning-rate does nothing beside solver signs, got 3.0"),
+        (["", "a dog", "--rigid", "--transition", "0.1:0.2"], "transition does nothing beside rigid, got 0.1:0.2"),
+        (
+            ["", "a dog", "--method", "direct", "--source-prompt", " "],
+            "direct needs a source prompt that says what the picture shows, got an empty one",
+        ),
         (["", "a dog", "--transition", "0.8"], "two numbers joined by a colon were wanted, got '0.8'"),
         (["", "a dog", "--transition", "0.8:1.2"], "transition must be two numbers from 0 to 1"),
         (["", "a dog", "--learning-rate", "-1"], "learning rate must be a number above 0"),

@@ -118,7 +118,7 @@ def test_invert_takes_the_trajectory_of_an_inversion_and_tunes_again(small, pict
     calls.clear()
     assert_same_inversion(small.invert(picture, PROMPT, inversion=inversion), inversion)
     assert not calls
-    other = {**QUICK, "guidance": 3.0, "inner_steps": 1, "learning_rate": 0.1}
+    other = {**QUICK, "guidance": 3.0, "inner_steps": 1, "step_length": 0.1}
     again = small.invert(picture, PROMPT, inversion=inversion, **other)
     assert len(calls) == 4 * (1 + 2)
     assert_same_inversion(again, small.invert(picture, PROMPT, **other))
@@ -153,7 +153,7 @@ def test_an_inversion_of_something_else_is_refused_with_what_differs(small, pict
     assert refusal(guidance=3.0) == "guidance 7.5, not 3.0"
     assert refusal(inversion_prompt="null") == f"the prompt '{PROMPT}', not the empty one"
     assert refusal(inner_steps=1) == "inner steps 2, not 1"
-    assert refusal(learning_rate=0.5) == "learning rate 0.01, not 0.5"
+    assert refusal(step_length=0.5) == "step length 0.08, not 0.5"
     assert refusal(tolerance=(0.0, 1e-5)) == "tolerance 0:0, not 0:1e-05"
     assert refusal(guidance=3.0, inner_steps=1) == "guidance 7.5, not 3.0; inner steps 2, not 1"
     assert refusal(size=(16, 32), fit="pad") == "a picture of 32×32 pixels, not 16×32"
@@ -318,9 +318,9 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, small, pictu
 
 
 def test_a_file_of_one_method_leaves_the_knobs_of_another_alone(small, picture, tmp_path):
-    """BARET's learning rate is not null-text inversion's; the number of steps is the trajectory's."""
+    """BARET's step length is not null-text inversion's; the number of steps is the trajectory's."""
     file, prompt = tmp_path / "baret.safetensors", "a cat"
-    small.invert(picture, prompt, steps=2, inner_steps=1, learning_rate=0.02, file=file, inversion_prompt="null")
+    small.invert(picture, prompt, steps=2, inner_steps=1, step_length=0.02, file=file, inversion_prompt="null")
     inversion = minibaret.load_inversion(file)
-    assert inversion.knobs("target embeddings")["learning_rate"] == 0.02
+    assert inversion.knobs("target embeddings")["step_length"] == 0.02
     assert inversion.knobs("null embeddings") == {"steps": 2}

@@ -218,10 +218,18 @@ def test_words_that_the_prompts_lack(small, picture, calls, method):
     edit(small, picture, method, steps=1, blend="standing", reweight=(("lying", 2.0),))
 
 
-def test_words_belong_to_one_of_directs_editors(small, picture, calls):
-    for words in ({"blend": "dog"}, {"reweight": (("lying", 2.0),)}):
-        with pytest.raises(minibaret.InputError, match="blend and reweight belong to the editor p2p"):
-            edit(small, picture, "direct", editor="masactrl", **words)
+@pytest.mark.parametrize(
+    ("name", "knob", "value", "said"),
+    [
+        ("masactrl", "blend", "dog", "blend does nothing beside editor masactrl, got dog"),
+        ("masactrl", "reweight", (("lying", 2.0),), "reweight does nothing beside editor masactrl, got lying=2"),
+        ("masactrl", "cross_steps", 0.3, "cross-steps does nothing beside editor masactrl, got 0.3"),
+        ("p2p", "first_step", 0, "first-step does nothing beside editor p2p, got 0"),
+    ],
+)
+def test_directs_editors_have_their_own_knobs(small, picture, calls, name, knob, value, said):
+    with pytest.raises(minibaret.InputError, match=f"^{said}$"):
+        edit(small, picture, "direct", editor=name, **{knob: value})
     assert not calls
 
 

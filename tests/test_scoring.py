@@ -233,9 +233,11 @@ def test_a_killed_run_goes_on(tmp_path):
 def test_what_was_done_before_ctrl_c_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Scorer, "edits", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     output = tmp_path / "r.jsonl"
-    assert evaluate("-o", output, "--cases", "drawn:posture:1", *QUICK) == 130
+    asked = ("-o", output, "--cases", "drawn:posture:1", *QUICK)
+    assert evaluate(*asked) == 130 and capsys.readouterr().err == "minibaret: stopped; nothing was written\n"
+    output.touch()
     said = f"minibaret: stopped; {output} has what was done; run the same command again to go on\n"
-    assert capsys.readouterr().err == said
+    assert evaluate(*asked) == 130 and capsys.readouterr().err == said
 
 
 def test_results_are_shown_and_what_is_damaged_is_named(tmp_path, capsys):
@@ -253,6 +255,9 @@ def test_results_are_shown_and_what_is_damaged_is_named(tmp_path, capsys):
     assert Image.open(tmp_path / "r-curves.png").width == 1200
     assert Image.open(tmp_path / "r.png").width == 8 + 6 * (128 + 8)  # two cases
     assert "r.md exists already; pass --force" in refused(capsys, "evaluate", "--show", output)
+    (tmp_path / "other.md").write_text(output.read_text())  # which a table would overwrite
+    said = refused(capsys, "evaluate", "--show", tmp_path / "other.md", "--force")
+    assert said.endswith("the name of results must end in .jsonl, got other.md")
     best = ("evaluate", "--methods", "encode-decode", "--best-of", tmp_path / "r.json", "--cases", "drawn:posture:1")
     assert main([*map(str, best), *QUICK, "-o", str(tmp_path / "b.jsonl")]) == 0
     capsys.readouterr()

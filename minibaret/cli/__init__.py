@@ -3,6 +3,7 @@ imported after the arguments were parsed, so that --help is quick;
 that of a command with methods' flags imports the methods."""
 
 import sys
+import warnings
 
 from ..errors import InputError
 from ..process import NOT_READ, NOTHING_DONE, STOPPED, steady_streams, stopped_by_signals
@@ -18,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
             options = parser(arguments[:1]).parse_args(arguments)
             from .commands import COMMANDS
         try:
-            with stopped_by_signals():
+            with stopped_by_signals(), warnings.catch_warnings():
+                warnings.showwarning = _warn
                 options.written = []
                 COMMANDS[options.command](options)
                 sys.stdout.flush()
@@ -38,6 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
             written = ", ".join(map(str, options.written)) or "nothing"
             return _fail(f"stopped; {str(stop) or f'{written} was written'}", STOPPED)
     return 0
+
+
+def _warn(message: Warning, *_) -> None:
+    print(f"{PROG}: {message}", file=sys.stderr)
 
 
 def _fail(sentence: str, code: int = 2) -> int:

@@ -31,8 +31,7 @@ def evaluate(options: argparse.Namespace) -> None:
         return _show(options)
     if options.jobs < 1:
         raise InputError(f"jobs must be at least 1, got {options.jobs}")
-    if options.output.suffix != ".jsonl":
-        raise InputError(f"the name of results must end in .jsonl, got {options.output.name}")
+    _check_name(options.output)
     check_place(options.output, force=True)
     pictures = options.output.with_suffix("")
     if pictures.exists() and not (pictures.is_dir() and (options.output.exists() or not any(pictures.iterdir()))):
@@ -71,6 +70,8 @@ def evaluate(options: argparse.Namespace) -> None:
         with ProgressBars() as bars:
             scores = Scorer(laboratory, kept, options.jobs, bars.count).edits(edits)
     except KeyboardInterrupt:
+        if not options.output.exists():
+            raise
         raise KeyboardInterrupt(f"{options.output} has what was done; run the same command again to go on") from None
     except BrokenProcessPool:
         said = f"enough memory for {options.jobs} jobs was wanted, but one was killed"
@@ -92,6 +93,7 @@ def _fingerprint(editor: Editor, networks: Path | None) -> str:
 
 def _show(options: argparse.Namespace) -> None:
     path, pictures = options.show, options.show.with_suffix("")
+    _check_name(path)
     outputs = {ending: pictures.with_name(pictures.name + ending) for ending in (".md", ".json", ".png", "-curves.png")}
     for output in outputs.values():
         check_place(output, options.force)
@@ -108,6 +110,11 @@ def _show(options: argparse.Namespace) -> None:
     found = curves.curves([line for line in lines if line.kind == lines[0].kind])
     if found:
         write_picture(options, charts.picture(curves.charts(found)), outputs["-curves.png"])
+
+
+def _check_name(results: Path) -> None:
+    if results.suffix != ".jsonl":
+        raise InputError(f"the name of results must end in .jsonl, got {results.name}")
 
 
 def _sources(spec: str, side: int) -> list[LazyCase]:

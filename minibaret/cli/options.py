@@ -16,7 +16,7 @@ PARSERS = {"steps": int, "count": int, "number": float, "positive": float, "frac
 
 def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
     """command: the one that will be parsed, whose methods' flags are then there as well."""
-    parser = argparse.ArgumentParser(prog=PROG, description="Edit a real picture from one sentence.")
+    parser = _Brief(prog=PROG, description="Edit a real picture from one sentence.")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     full = bool(command) and command[0] in ("edit", "invert", "maps", "generate")
 
@@ -250,6 +250,11 @@ def method_with_knobs(text: str) -> tuple[str, dict]:
             find(name).knobs_from({knob: None})  # says which it has
     _add_knobs(parser, find(name).name)
     return name, chosen_knobs(parser.parse_args([f"--{flag}" for flag in flags]), name)
+
+
+class _Brief(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says more\n")
 
 
 class _Strict(argparse.ArgumentParser):

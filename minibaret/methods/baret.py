@@ -32,6 +32,9 @@ class BaretKnobs(TuningKnobs):
     rows: str = knob("cond", ("cond", "both"), "guidance rows that take maps", "ours")
     inversion_prompt: str = knob("target", ("target", "null"), "prompt of the DDIM inversion", "ours")
 
+    def idle(self) -> dict[str, str]:
+        return super().idle() | ({"transition": "rigid"} if self.rigid else {})
+
 
 def invert(
     sd: StableDiffusion, job: Job, knobs: BaretKnobs, decay: float = 0.0

@@ -17,7 +17,7 @@ from ..tuning import adam, signs
 WANTED = {  # by kind of knob: what its value must be, in words
     "steps": "a whole number from 1 to 999",
     "count": "a whole number, at least 0",
-    "number": "a finite number",
+    "number": "a number from -1000 to 1000",
     "positive": "a number above 0, at most 1000",
     "fraction": "a number from 0 to 1",
     "fractions": "two numbers from 0 to 1",
@@ -52,6 +52,10 @@ class Knobs:
                 wanted = WANTED[kind] if isinstance(kind, str) else f"one of {', '.join(kind)}"
                 raise InputError(f"{entry.name.replace('_', ' ')} must be {wanted}, got {value!r}")
 
+    def idle(self) -> dict[str, str]:
+        """The knobs that do nothing beside the values of others, and beside which."""
+        return {}
+
     @property
     def schedule(self) -> Schedule:
         return Schedule(self.steps)
@@ -70,6 +74,9 @@ class TuningKnobs(Knobs):
     step_length: float = knob(0.08, "positive", "first step of the signs, as a part of the embedding's size", "ours")
     learning_rate: float = knob(1e-3, "positive", "learning rate of Adam")
     tolerance: tuple[float, float] = knob((1e-5, 2e-5), "pair", TOLERANCE)
+
+    def idle(self) -> dict[str, str]:
+        return {"learning_rate" if self.solver == "signs" else "step_length": f"solver {self.solver}"}
 
     def tuning(self, decay: float = 0.0) -> dict:
         """As `tune` takes it. decay: of Adam's learning rate, per time step."""
@@ -104,7 +111,7 @@ def fits(kind: str | tuple[str, ...], value) -> bool:
     return {
         "steps": whole and 1 <= value < 1000,
         "count": whole and value >= 0,
-        "number": finite,
+        "number": finite and abs(value) <= 1000,
         "positive": finite and 0 < value <= 1000,
         "fraction": finite and 0 <= value <= 1,
         "flag": isinstance(value, bool),

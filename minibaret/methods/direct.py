@@ -2,12 +2,11 @@
 its own DDIM inversion; then prompt-to-prompt or MasaCtrl. It is replayed: adding the difference would give the same."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from ..errors import InputError
 from ..pipeline import StableDiffusion
 from ..sampler import Branch, Step
-from .common import Found, Job, Method, edit_beside, invert_source, knob
+from .common import Found, Job, Knobs, Method, edit_beside, invert_source, knob
 from .masactrl import MasaCtrlKnobs, mutual_attention
 from .prompt_to_prompt import WordKnobs, controllers
 
@@ -16,10 +15,13 @@ from .prompt_to_prompt import WordKnobs, controllers
 class DirectKnobs(MasaCtrlKnobs, WordKnobs):
     editor: str = knob("p2p", ("p2p", "masactrl"), "what edits: prompt-to-prompt or MasaCtrl, each with its own knobs")
 
+    def idle(self) -> dict[str, str]:
+        others = MasaCtrlKnobs if self.editor == "p2p" else WordKnobs
+        own = {entry.name for entry in fields(others)} - {entry.name for entry in fields(Knobs)}
+        return dict.fromkeys(own, f"editor {self.editor}")
+
 
 def edit(sd: StableDiffusion, job: Job, knobs: DirectKnobs) -> Generator[Step, None, Found]:
-    if knobs.editor == "masactrl" and (knobs.blend or knobs.reweight):
-        raise InputError("blend and reweight belong to the editor p2p, got them with masactrl")
     controls = controllers(sd, job, knobs) if knobs.editor == "p2p" else (mutual_attention(knobs),)
     latents = yield from invert_source(sd, job, knobs)
     null = sd.embed("")
