@@ -14,7 +14,8 @@ from minibaret.evaluation.intervals import Figure, difference, mean, means, pair
 from minibaret.evaluation.metrics import success
 from minibaret.evaluation.networks import Networks
 from minibaret.evaluation.scoring import score
-from minibaret.images import fit_image, psnr
+from minibaret.errors import InputError
+from minibaret.images import FITS, fit_image, psnr
 from minibaret.methods import METHODS
 from minibaret.pipeline import Counts
 from minibaret.weights.miniature.cases import SEEDS, drawn_case
@@ -44,8 +45,10 @@ def test_every_value_of_an_attribute_is_asked_for(kind):
     assert len(asked) == len(task_of(kind, 0).candidates)
 
 
-def test_the_command_line_knows_every_kind():
-    assert options.KINDS == KINDS
+def test_the_command_line_knows_every_choice():
+    assert options.KINDS == KINDS and options.FITS == FITS
+    with pytest.raises(InputError, match=f"must be one of {', '.join(options.PRESETS)}, got 'slow'"):
+        METHODS["baret"].preset("slow")
 
 
 def test_measured_scenes_are_held_out_and_not_the_ones_that_settings_were_chosen_by():

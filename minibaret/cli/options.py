@@ -9,8 +9,9 @@ from pathlib import Path
 from ..errors import InputError
 
 PROG = "minibaret"
-# The same as in the miniature's world, which is not imported for a --help.
-KINDS = ("posture", "colour", "ground", "animal", "addition")
+# The same as in the miniature's world, images.py and methods/common.py, which are not imported for a --help.
+KINDS, FITS = ("posture", "colour", "ground", "animal", "addition"), ("crop", "pad", "stretch")
+PRESETS = ("paper", "fast")
 PARSERS = {"steps": int, "count": int, "number": float, "positive": float, "fraction": float, "word": str}
 
 
@@ -156,7 +157,7 @@ def parser(command: Sequence[str] = ()) -> argparse.ArgumentParser:
 def _add_picture(command: argparse.ArgumentParser, output: str) -> None:
     command.add_argument("image", type=Path, help="picture to edit: PNG, JPEG, WebP, …")
     command.add_argument("prompt", help="what the edited picture should show")
-    command.add_argument("--fit", choices=("crop", "pad", "stretch"), help="default crop")
+    command.add_argument("--fit", choices=FITS, help="default crop")
     _add_output(command, output)
 
 
@@ -213,7 +214,7 @@ def _add_method(command: argparse.ArgumentParser, full: bool) -> None:
 
 def _add_preset(group) -> None:
     text = "paper: the paper's values, whatever the model's config says; fast: 20 steps, to try many prompts"
-    group.add_argument("--preset", choices=("paper", "fast"), help=text)
+    group.add_argument("--preset", choices=PRESETS, help=text)
 
 
 def _add_knobs(group, method: str | None = None) -> None:
