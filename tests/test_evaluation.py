@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from minibaret.cli import options
+from minibaret.errors import InputError
 from minibaret.evaluation.cases import Case, unchanged
 from minibaret.evaluation.intervals import Figure, difference, mean, means, paired, student, wilson
 from minibaret.evaluation.metrics import success
 from minibaret.evaluation.networks import Networks
 from minibaret.evaluation.scoring import score
-from minibaret.errors import InputError
 from minibaret.images import FITS, fit_image, psnr
 from minibaret.methods import METHODS
 from minibaret.pipeline import Counts
