@@ -16,7 +16,6 @@ from .inversion import Inversion, Mismatch, check_name, discard, keep, resume
 from .maps import BRANCHES, MapCollector, MapRequest, check_request, find_words, word_tokens
 from .memory import NO_SAVINGS, Savings, Work, estimate, forget_peak, hold, peak_memory, plan, resident
 from .methods import Job, Knobs, Method, find, prompt_to_prompt
-from .methods.common import as_text
 from .models.configs import ModelConfig
 from .origin import Origin
 from .pipeline import StableDiffusion
@@ -62,13 +61,7 @@ class Editor:
     def _settled(self, method: Method, preset: str | None, stored: dict, changes: dict) -> Knobs:
         """stored: what an inversion was made with."""
         values = {} if preset == "paper" else defaults_of(self.config, method)
-        values |= {**stored, **method.preset(preset)}
-        plain, chosen = (method.knobs_from(each) for each in (values, {**values, **changes}))
-        for name, beside in chosen.idle().items():
-            if name in changes and getattr(chosen, name) != getattr(plain, name):
-                said = f"{name.replace('_', '-')} does nothing beside {beside}"
-                raise InputError(f"{said}, got {as_text(getattr(chosen, name))}")
-        return chosen
+        return method.knobs_from({**values, **stored, **method.preset(preset)}, changes)
 
     def edit(
         self,

@@ -112,3 +112,10 @@ def pytest_terminal_summary(terminalreporter):
     if FIGURES:
         terminalreporter.section("measured, and the limit")
         terminalreporter.write("\n".join(FIGURES) + "\n")
+
+
+@pytest.fixture
+def dog(tmp_path) -> Path:
+    path = tmp_path / "dog.png"
+    render(Scene(1, "dog", "standing", "brown", "grass")).save(path)
+    return path

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import minibaret
+from minibaret.cli import main
 from minibaret.models.unet import UNet
 
 PROMPT, OTHER = "a brown dog lying down on grass", "a brown dog sitting on grass"
@@ -62,3 +63,16 @@ def stop_after(step: int):
             raise KeyboardInterrupt
 
     return watch
+
+
+def refused(capsys, *arguments) -> str:
+    """The one sentence that the command ends with; nothing else may be said."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as end:  # argparse
+        code = end.code
+    said = capsys.readouterr()
+    assert code == 2 and said.out == ""
+    sentence = said.err.strip().splitlines()[-1]
+    assert sentence.startswith("minibaret") and "Traceback" not in said.err and "usage:" not in said.err
+    return sentence

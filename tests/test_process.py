@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from test_cli import QUICK, dog  # noqa: F401
+from test_cli import QUICK
 
 import minibaret
 from minibaret import cli, files

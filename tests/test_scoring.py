@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import refused
+from runs import refused
 
 from minibaret.cli import main
 from minibaret.errors import InputError

@@ -184,8 +184,16 @@ class Method:
             raise InputError(f"a preset must be one of {', '.join(presets)}, got {name!r}")
         return presets.get(name, {})
 
-    def knobs_from(self, values: dict) -> Knobs:
-        """Raises InputError for a knob that the method does not have."""
+    def knobs_from(self, values: dict, changes: dict | None = None) -> Knobs:
+        """The values, overridden by the changes. Raises InputError for a knob that the method does not have, and for a
+        change that does nothing beside the others."""
+        if changes:
+            plain, chosen = self.knobs_from(values), self.knobs_from({**values, **changes})
+            for name, beside in chosen.idle().items():
+                if name in changes and getattr(chosen, name) != getattr(plain, name):
+                    said = f"{name.replace('_', '-')} does nothing beside {beside}"
+                    raise InputError(f"{said}, got {as_text(getattr(chosen, name))}")
+            return chosen
         known = [entry.name for entry in fields(self.knobs)]
         for name in values:
             if name not in known:
