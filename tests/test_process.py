@@ -89,7 +89,7 @@ def test_a_process_that_was_started_to_ignore_signals_does():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_edit_is_stopped_in_the_middle(tmp_path, dog, capsys, monkeypatch, number):  # noqa: F811
+def test_an_edit_is_stopped_in_the_middle(tmp_path, dog, capsys, monkeypatch, number):
     before = signal.getsignal(number)
     monkeypatch.setattr(minibaret.Editor, "edit", lambda *_, **__: os.kill(os.getpid(), number) or time.sleep(5))
     assert cli.main(["edit", str(dog), "a dog sitting", "-o", str(tmp_path / "edited.png")]) == 130
@@ -97,7 +97,7 @@ def test_an_edit_is_stopped_in_the_middle(tmp_path, dog, capsys, monkeypatch, nu
     assert signal.getsignal(number) is before
 
 
-def test_what_was_written_before_it_was_stopped_is_said(tmp_path, dog, capsys, monkeypatch):  # noqa: F811
+def test_what_was_written_before_it_was_stopped_is_said(tmp_path, dog, capsys, monkeypatch):
     monkeypatch.setattr("minibaret.sheet.edit_sheet", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
     output = tmp_path / "edited.png"
     arguments = ["edit", str(dog), "a dog sitting", "-o", str(output), "--sheet", str(tmp_path / "sheet.png"), *QUICK]
@@ -115,7 +115,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_that_is_killed_while_it_writes_leaves_the_old_file_and_the_next_cleans_up(tmp_path, dog, command):  # noqa: F811
+def test_a_command_that_is_killed_while_it_writes_leaves_the_old_file_and_the_next_cleans_up(tmp_path, dog, command):
     name = next(argument for argument in COMMANDS[command] if "OUT" in argument)
     output = tmp_path / "written" / name.replace("OUT", "out")
     output.parent.mkdir()
